@@ -1,6 +1,7 @@
 package reach
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +21,7 @@ import (
 // expected. A prober keeps its connection open longer.
 const pollInterval = 20 * time.Millisecond
 
-// maxExamined is the number of connections that are examined at once. Others are closed.
+// maxExamined is the number of connections that are examined at once.
 const maxExamined = 32
 
 // Port is a Catcher for a port of this host that does not report to a program's own Catcher.
@@ -29,12 +30,14 @@ type Port struct {
 	owner  Owner
 	target Target
 	queue  catch.Queue
-	blind  error // why it cannot observe what arrives, or nil
 	conn   *net.UDPConn
 	ln     *net.TCPListener
 	work   sync.WaitGroup
 	ctx    context.Context //nolint:containedctx // ends with Close
 	cancel context.CancelFunc
+
+	mu    sync.Mutex
+	blind error // why it cannot observe all that arrives, or nil
 }
 
 // Open returns a Catcher for the internal port of a target. If the port is free, Open opens it
@@ -53,24 +56,43 @@ func open(ctx context.Context, t Target, mayListen bool) (*Port, error) {
 	}
 	p := &Port{target: t}
 	p.ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if t.Protocol != backends.TCP && t.Protocol != backends.UDP {
+		p.blind = fmt.Errorf("%w: only TCP and UDP ports can be observed, not %v", backends.ErrUnsupported, t.Protocol)
+		return p, nil
+	}
 	if !netbind.HasAddr(t.Internal.Addr()) {
 		p.blind = fmt.Errorf("the port belongs to another host, %v: it cannot be observed here", t.Internal.Addr())
 		return p, nil
 	}
 	used, err := Listeners(t.Protocol, t.Internal.Port())
-	if len(used) > 0 || !mayListen {
+	if len(used) > 0 || !mayListen || err != nil && isUsedAtAll(t) {
 		p.openOther()
 		return p, nil
 	}
 	switch listenErr := p.listen(ctx, t); {
 	case listenErr == nil:
 		p.owner = OwnerTemporary
-	case errors.Is(listenErr, errno.EADDRINUSE):
+		if t.Protocol == backends.TCP && !catch.Supported {
+			p.missed(fmt.Errorf("%w: connections cannot be examined on this system", errors.ErrUnsupported))
+		}
+	case errno.IsInUse(listenErr):
 		p.openOther()
 	default:
 		p.blind = fmt.Errorf("the port cannot be opened to observe it: %w", errors.Join(listenErr, err))
 	}
 	return p, nil
+}
+
+// isUsedAtAll reports whether another socket has the port at the unspecified address of a family.
+// Some systems then still admit a socket at one address, which would take the connections of a
+// program away.
+func isUsedAtAll(t Target) bool {
+	for _, addr := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		if used, _ := isUsed(t.Protocol, netip.AddrPortFrom(addr, t.Internal.Port())); used {
+			return true
+		}
+	}
+	return false
 }
 
 // openOther prepares to observe the port of another program.
@@ -134,7 +156,18 @@ func (p *Port) Expect(e Expectation) (arrivals <-chan Arrival, stop func()) {
 }
 
 // Observing implements Catcher.
-func (p *Port) Observing() error { return p.blind }
+func (p *Port) Observing() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.blind
+}
+
+// missed records why something that arrived may not have been observed.
+func (p *Port) missed(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.blind = cmp.Or(p.blind, err)
+}
 
 // Send implements Catcher.
 func (p *Port) Send(b []byte, to netip.AddrPort) error {
@@ -155,14 +188,23 @@ func (p *Port) accept() {
 	for {
 		conn, err := p.ln.AcceptTCP()
 		if err != nil {
-			if p.ctx.Err() != nil || sleep(p.ctx, pollInterval) != nil { // for example, too many open files
+			if p.ctx.Err() != nil {
 				return
 			}
+			p.missed(fmt.Errorf("a connection could not be accepted: %w", err)) // for example, too many open files
+			if sleep(p.ctx, pollInterval) != nil {
+				return
+			}
+			continue
+		}
+		if from, ok := conn.RemoteAddr().(*net.TCPAddr); !ok || !p.queue.Examines(from.AddrPort().Addr()) {
+			_ = conn.Close()
 			continue
 		}
 		select {
 		case slots <- struct{}{}:
 		default:
+			p.missed(fmt.Errorf("more than %d connections arrived at once", maxExamined))
 			_ = conn.Close()
 			continue
 		}
@@ -211,9 +253,14 @@ func (p *Port) pollTable() {
 
 // connections returns the remote endpoints of the connections to the internal endpoint.
 func (p *Port) connections() (remotes []netip.AddrPort) {
-	rows, _ := readTable(p.target.Protocol, p.target.Internal.Port())
+	rows, err := readTable(p.target.Protocol, p.target.Internal.Port())
+	if err != nil {
+		p.missed(fmt.Errorf("the connections of another program cannot be observed: %w", err))
+		return nil
+	}
+	local := p.target.Internal.Addr().Unmap().WithZone("") // the table has no zones
 	for _, s := range rows {
-		if s.open && s.local == p.target.Internal.Addr().Unmap() {
+		if s.open && s.local == local {
 			remotes = append(remotes, s.remote)
 		}
 	}

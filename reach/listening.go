@@ -3,17 +3,21 @@ package reach
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/errno"
 )
 
 // Listeners returns the local addresses of the sockets of this host that wait for connections
-// or datagrams at a port. The unspecified address of IPv6 usually includes IPv4. The error wraps
-// errors.ErrUnsupported if the system has no table of sockets that this package can read. The
-// table includes only sockets of the same network namespace.
+// or datagrams at a port. The unspecified address of IPv6 usually includes IPv4. Listeners reads
+// the table of sockets of Linux or Windows, which includes the sockets of all users, but on Linux
+// only those of the same network namespace. On other systems, and for other protocols than TCP
+// and UDP, the error wraps errors.ErrUnsupported.
 func Listeners(p backends.Protocol, port uint16) ([]netip.Addr, error) {
 	rows, err := readTable(p, port)
 	if err != nil {
@@ -32,7 +36,7 @@ func Listeners(p backends.Protocol, port uint16) ([]netip.Addr, error) {
 type socket struct {
 	local   netip.Addr     // the unspecified address means every address
 	remote  netip.AddrPort // of a connection
-	listens bool           // TCP: it listens; UDP: it is not connected
+	listens bool           // TCP: it listens; UDP: it is not connected, as far as is known
 	open    bool           // TCP: a connection that was established; it may have ended since
 }
 
@@ -52,12 +56,16 @@ func measureListening(t Target, catcher Catcher) Evidence {
 		return complete(e, t)
 	}
 	addrs, err := Listeners(t.Protocol, t.Internal.Port())
+	received := false
+	if err == nil {
+		received, err = receives(addrs, t)
+	}
 	switch {
 	case err != nil: // the port is in use, but by which kind of socket is not known
 		e.Err = err
 	case len(addrs) == 0:
 		e.Verdict, e.Detail = Unreachable, "no program on this host listens on "+program
-	case slices.ContainsFunc(addrs, func(a netip.Addr) bool { return covers(a, t) }):
+	case received:
 		e.Verdict, e.Detail = Reachable, "a program listens on "+program
 	case !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !a.IsLoopback() }):
 		e.Verdict = Unreachable
@@ -69,35 +77,53 @@ func measureListening(t Target, catcher Catcher) Evidence {
 	return complete(e, t)
 }
 
-// covers reports whether a socket that is bound to an address receives what arrives at the
-// internal endpoint.
-func covers(bound netip.Addr, t Target) bool {
+// receives reports whether one of the sockets that are bound to addrs receives what arrives at
+// the internal endpoint.
+func receives(addrs []netip.Addr, t Target) (bool, error) {
 	internal := t.Internal.Addr().Unmap().WithZone("")
-	switch {
-	case bound.WithZone("") == internal:
-		return true
-	case !bound.IsUnspecified():
-		return false
-	case bound.Is4() == internal.Is4():
-		return true
+	for _, a := range addrs {
+		if a.WithZone("") == internal || a.IsUnspecified() && a.Is4() == internal.Is4() {
+			return true, nil
+		}
 	}
-	return bound.Is6() && internal.Is4() && !canBind(t.Protocol, netip.AddrPortFrom(netip.IPv4Unspecified(), t.Internal.Port()))
+	if !internal.Is4() || !slices.Contains(addrs, netip.IPv6Unspecified()) {
+		return false, nil
+	}
+	// An IPv6 socket that also receives IPv4 takes the port of both families. Windows admits
+	// another socket at each address except the unspecified one.
+	at := internal
+	if runtime.GOOS == "windows" {
+		at = netip.IPv4Unspecified()
+	}
+	used, err := isUsed(t.Protocol, netip.AddrPortFrom(at, t.Internal.Port()))
+	if err != nil {
+		return false, fmt.Errorf("reach: a program listens on %v, and whether it also receives IPv4 is not known: %w", netip.IPv6Unspecified(), err)
+	}
+	return used, nil
 }
 
-// canBind reports whether the port is free at an address. An IPv6 socket that also receives
-// IPv4 takes the port of both.
-func canBind(p backends.Protocol, at netip.AddrPort) bool {
-	var lc net.ListenConfig
+// isUsed reports whether another socket has the port at an address. If not, it opens the port
+// for a moment.
+func isUsed(p backends.Protocol, at netip.AddrPort) (bool, error) {
+	family := "4" // without it, package net replaces 0.0.0.0 by [::]
+	if at.Addr().Is6() {
+		family = "6"
+	}
+	var (
+		lc   net.ListenConfig
+		sock io.Closer
+		err  error
+	)
 	if p == backends.UDP {
-		conn, err := lc.ListenPacket(context.Background(), "udp", at.String())
-		if err == nil {
-			_ = conn.Close()
-		}
-		return err == nil
+		sock, err = lc.ListenPacket(context.Background(), "udp"+family, at.String())
+	} else {
+		sock, err = lc.Listen(context.Background(), "tcp"+family, at.String())
 	}
-	ln, err := lc.Listen(context.Background(), "tcp", at.String())
-	if err == nil {
-		_ = ln.Close()
+	switch {
+	case err == nil:
+		return false, sock.Close()
+	case errno.IsInUse(err):
+		return true, nil
 	}
-	return err == nil
+	return false, err
 }

@@ -4,8 +4,8 @@
 package catch
 
 import (
-	"bytes"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -60,21 +60,36 @@ func (q *Queue) Expect(e Expectation) (arrivals <-chan Arrival, remove func()) {
 	p := &pending{Expectation: e, arrived: make(chan Arrival, 1)}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.pending = append(q.pending, p)
-	q.count.Store(int32(len(q.pending))) //nolint:gosec // a few
-	return p.arrived, func() { q.remove(p) }
+	q.set(append(q.pending, p))
+	return p.arrived, func() { q.take(p) }
 }
 
-func (q *Queue) remove(p *pending) {
+// take removes an expectation. It returns false if it was removed before.
+func (q *Queue) take(p *pending) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for i, other := range q.pending {
-		if other == p {
-			q.pending = append(q.pending[:i:i], q.pending[i+1:]...)
-			break
-		}
+	i := slices.Index(q.pending, p)
+	if i < 0 {
+		return false
 	}
-	q.count.Store(int32(len(q.pending))) //nolint:gosec // a few
+	q.set(slices.Concat(q.pending[:i], q.pending[i+1:])) // a new array: all may have returned the old one
+	return true
+}
+
+// set replaces the pending expectations. The caller holds the lock.
+func (q *Queue) set(all []*pending) {
+	q.pending = all
+	q.count.Store(int32(len(all))) //nolint:gosec // a few
+}
+
+// all returns the pending expectations. Their functions are called without the lock.
+func (q *Queue) all() []*pending {
+	if q.IsEmpty() {
+		return nil
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.pending
 }
 
 // IsEmpty reports whether nothing is expected. It is fast.
@@ -82,17 +97,7 @@ func (q *Queue) IsEmpty() bool { return q.count.Load() == 0 }
 
 // Examines reports whether a connection or datagram from an address must be examined.
 func (q *Queue) Examines(from netip.Addr) bool {
-	if q.IsEmpty() {
-		return false
-	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for _, p := range q.pending {
-		if p.examines(from) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(q.all(), func(p *pending) bool { return p.examines(from) })
 }
 
 func (p *pending) examines(from netip.Addr) bool { return p.From == nil || p.From(from.Unmap()) }
@@ -101,24 +106,17 @@ func (p *pending) examines(from netip.Addr) bool { return p.From == nil || p.Fro
 // expected text, Match removes the expectation, delivers the arrival, and returns true and
 // the answer. Otherwise mayMatch reports whether more bytes could still make a match.
 func (q *Queue) Match(first []byte, from netip.AddrPort) (answer []byte, matches, mayMatch bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for i, p := range q.pending {
-		if !p.examines(from.Addr()) || p.First == "" {
-			continue
-		}
+	for _, p := range q.all() {
 		n := min(len(first), len(p.First))
-		if !bytes.Equal(first[:n], []byte(p.First[:n])) {
+		if p.First == "" || string(first[:n]) != p.First[:n] || !p.examines(from.Addr()) {
 			continue
 		}
 		if n < len(p.First) {
 			mayMatch = true
-			continue
+		} else if q.take(p) { // a nonce counts once
+			p.deliver(Arrival{From: from, At: time.Now()})
+			return p.Answer, true, false
 		}
-		q.pending = append(q.pending[:i:i], q.pending[i+1:]...) // a nonce counts once
-		q.count.Store(int32(len(q.pending)))                    //nolint:gosec // a few
-		p.deliver(Arrival{From: from, At: time.Now()})
-		return p.Answer, true, false
 	}
 	return nil, false, mayMatch
 }
@@ -126,12 +124,8 @@ func (q *Queue) Match(first []byte, from netip.AddrPort) (answer []byte, matches
 // Seen reports a connection in the table of sockets. If its source is expected, Seen removes
 // the expectation and delivers the arrival.
 func (q *Queue) Seen(from netip.AddrPort) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for i, p := range q.pending {
-		if p.SourcePort != 0 && p.SourcePort == from.Port() && p.examines(from.Addr()) {
-			q.pending = append(q.pending[:i:i], q.pending[i+1:]...)
-			q.count.Store(int32(len(q.pending))) //nolint:gosec // a few
+	for _, p := range q.all() {
+		if p.SourcePort != 0 && p.SourcePort == from.Port() && p.examines(from.Addr()) && q.take(p) {
 			p.deliver(Arrival{From: from, At: time.Now(), InTable: true})
 			return
 		}
