@@ -16,6 +16,7 @@ import (
 	"github.com/natforward/goforward/discover"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/internal/netbind"
+	"github.com/natforward/goforward/reach"
 )
 
 // Run executes a command line, without the name of the program, and returns the exit code. If
@@ -42,10 +43,10 @@ type app struct {
 	lookupHost    func(ctx context.Context, host string) ([]netip.Addr, error)
 	defaultRoutes func() (all, used []discover.Gateway, err error)
 	currentRoute  func(*settings) route
-	routeTo       func(netip.Addr) (discover.Gateway, error)     // discover.Route
-	watchNetwork  func(ctx context.Context, notify func()) error // discover.Watch
-	listeners     listenersFunc
-	keptBy        func(backends.Mapping) string // the other program that keeps a mapping; "": none
+	routeTo       func(netip.Addr) (discover.Gateway, error)            // discover.Route
+	watchNetwork  func(ctx context.Context, notify func()) error        // discover.Watch
+	listeners     func(backends.Protocol, uint16) ([]netip.Addr, error) // reach.Listeners
+	keptBy        func(backends.Mapping) string                         // the other program that keeps a mapping; "": none
 	signals       *signalHandler
 	isTerminal    func() bool // stderr is a terminal
 
@@ -65,7 +66,7 @@ func newApp(stdout, stderr io.Writer) *app {
 		currentRoute:  currentRoute,
 		routeTo:       discover.Route,
 		watchNetwork:  discover.Watch,
-		listeners:     systemListeners,
+		listeners:     reach.Listeners,
 		signals:       newSignalHandler(),
 
 		pollInterval: pollInterval,

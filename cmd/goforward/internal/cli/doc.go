@@ -28,8 +28,7 @@
 // The commands:
 //
 //   - map.go and spec.go: map, and a requested mapping with its flags
-//   - remarks.go: what map says about a mapping after it is granted. listeners_linux.go and
-//     listeners_other.go find the programs that listen on a port.
+//   - remarks.go: what map says about a mapping after it is granted
 //   - hold.go: map --hold and run keep mappings alive and delete them at the end
 //   - hold_output.go: the output of map --hold. handleEvent prints every event of a mapping:
 //     mapped, changed, lost, restored. printFailure prints failed attempts.

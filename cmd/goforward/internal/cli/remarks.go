@@ -77,7 +77,7 @@ func (a *app) printListeners(all []grantedMapping) {
 			continue
 		}
 		for _, m := range g.granted {
-			addrs, err := a.listeners(m.Protocol, m.Internal)
+			addrs, err := a.listeners(m.Protocol, m.Internal.Port())
 			text := fmt.Sprintf("%v port %d", m.Protocol, m.Internal.Port())
 			if len(all) > 1 || len(g.granted) > 1 {
 				text = fmt.Sprintf("%d/%v", m.Internal.Port(), m.Protocol)
@@ -107,7 +107,3 @@ func allLoopback(addrs []netip.Addr) bool {
 	}
 	return true
 }
-
-// listenersFunc returns the local addresses on which programs of this host wait for connections
-// or packets at the port of an internal endpoint. It fails if that is not known.
-type listenersFunc func(p backends.Protocol, internal netip.AddrPort) ([]netip.Addr, error)
