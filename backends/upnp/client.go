@@ -61,6 +61,7 @@ type Client struct {
 	service Service
 	config  ClientConfig
 	urls    []ipURL      // possible URLs of the service, the most likely first
+	events  ipURL        // the URL for subscriptions, or the zero value
 	current atomic.Int32 // index of the URL that responded last
 
 	lastExternal atomic.Pointer[externalReply]
@@ -89,6 +90,15 @@ func NewClient(s Service, config ClientConfig) (*Client, error) {
 			return nil, fmt.Errorf("upnp: control URL: %w", err)
 		}
 		c.urls = append(c.urls, e)
+	}
+	if s.EventURL != "" {
+		var err error
+		if c.events, err = parseIPURL(s.EventURL); err != nil {
+			return nil, fmt.Errorf("upnp: event URL: %w", err)
+		}
+		if device := c.urls[0].addr.Addr(); c.events.addr.Addr() != device {
+			return nil, fmt.Errorf("upnp: event URL: %w: its host %v is not the device, %v", backends.ErrInvalid, c.events.addr.Addr(), device)
+		}
 	}
 	if err := config.check(c.urls[0].addr.Addr()); err != nil {
 		return nil, fmt.Errorf("upnp: %w", err)

@@ -70,6 +70,10 @@ type Service struct {
 	// ControlURL is the URL for the actions of the service. It is absolute, and
 	// its host is the address of the device.
 	ControlURL string
+	// EventURL is the URL for subscriptions to the events of the service, absolute and with
+	// the address of the device as its host like ControlURL. It is empty if the service has no
+	// events.
+	EventURL string
 	// UDN is the unique name of the device that contains the service.
 	UDN string
 
@@ -185,6 +189,9 @@ func (d *Device) addServices(device *lenient.Element, base string, from ipURL) {
 		if validType(service.Type) && service.Kind() != 0 && len(urls) > 0 && len(d.Services) < maxServices {
 			service.ControlURL = urls[0]
 			copy(service.alternates[:], urls[1:])
+			if events := controlURLs(s.Value("eventSubURL"), base, from); len(events) > 0 {
+				service.EventURL = events[0]
+			}
 			d.Services = append(d.Services, service)
 		}
 	}
@@ -262,9 +269,11 @@ func portOf(u *url.URL) (uint16, error) {
 
 // hostHeader returns the value of the Host header. It has no zone, because
 // zones are local to this host, and no port if the port is the default of HTTP.
-func (e ipURL) hostHeader() string {
-	host := netip.AddrPortFrom(e.addr.Addr().WithZone(""), e.addr.Port()).String()
-	return strings.TrimSuffix(host, ":80")
+func (e ipURL) hostHeader() string { return strings.TrimSuffix(e.withoutZone(), ":80") }
+
+// withoutZone returns the address and port without the zone.
+func (e ipURL) withoutZone() string {
+	return netip.AddrPortFrom(e.addr.Addr().WithZone(""), e.addr.Port()).String()
 }
 
 // maxControlURLs is the maximum number of interpretations of a control URL.

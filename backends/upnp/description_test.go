@@ -55,7 +55,7 @@ var testRouter = Device{
 	URL: location, Host: netip.MustParseAddr("192.168.1.1"), UDN: "uuid:1",
 	FriendlyName: "Test Router", Manufacturer: "ACME", Model: "R1", ModelNumber: "7",
 	Services: []Service{
-		{Type: ip1, ID: "urn:upnp-org:serviceId:WANIPConn1", ControlURL: "http://192.168.1.1:5000/ctl", UDN: "uuid:3"},
+		{Type: ip1, ID: "urn:upnp-org:serviceId:WANIPConn1", ControlURL: "http://192.168.1.1:5000/ctl", EventURL: "http://192.168.1.1:5000/e", UDN: "uuid:3"},
 		{Type: "urn:schemas-upnp-org:service:WANPPPConnection:1", ID: "urn:upnp-org:serviceId:WANPPPConn1", ControlURL: "http://192.168.1.1:5000/ppp", UDN: "uuid:3"},
 		{Type: "urn:dslforum-org:service:WANIPConnection:2", ControlURL: "http://192.168.1.1:5000/ip2", UDN: "uuid:4"},
 		{Type: "urn:schemas-upnp-org:service:WANIPv6FirewallControl:1", ControlURL: "http://192.168.1.1:5000/fw?6", UDN: "uuid:4"},
@@ -200,6 +200,41 @@ func TestControlURL(t *testing.T) {
 	}
 }
 
+// TestEventURL checks that an event URL is on the device, and that a service without a usable one
+// has no events.
+func TestEventURL(t *testing.T) {
+	for raw, want := range map[string]string{
+		"/evt":                        "http://192.168.1.1:5000/evt",
+		"evt?a=b":                     "http://192.168.1.1:5000/igd/evt?a=b",
+		"http://192.168.1.1:6000/evt": "http://192.168.1.1:6000/evt",
+		"http://203.0.113.9:80/evt":   "http://192.168.1.1:80/evt",
+		"http://victim.example/evt":   "http://192.168.1.1:80/evt",
+		"//203.0.113.9/evt":           "http://192.168.1.1:5000/evt",
+		"http://a:b@192.168.1.1/evt":  "http://192.168.1.1:80/evt",
+		"/a\r\nX: y":                  "http://192.168.1.1:5000/a%0AX:%20y",
+		"https://192.168.1.1/evt":     "",
+		"ftp://192.168.1.1/evt":       "",
+		"":                            "",
+	} {
+		d, err := parse(t, strings.Replace(rootDesc, "<eventSubURL>/e<", "<eventSubURL>"+raw+"<", 1), location)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := d.Services[0].EventURL; got != want {
+			t.Errorf("%q: %q, want %q", raw, got, want)
+		}
+		if _, err := NewClient(d.Services[0], ClientConfig{}); err != nil {
+			t.Errorf("%q: %v", raw, err)
+		}
+	}
+	for _, events := range []string{"http://192.168.1.2:5000/evt", "https://192.168.1.1/evt", "http://router.lan/evt", "/evt"} {
+		s := Service{Type: ip1, ControlURL: "http://192.168.1.1:5000/ctl", EventURL: events}
+		if _, err := NewClient(s, ClientConfig{}); !errors.Is(err, backends.ErrInvalid) {
+			t.Errorf("%s: %v", events, err)
+		}
+	}
+}
+
 func TestDescriptionIPv6(t *testing.T) {
 	d, err := parse(t, rootDesc, "http://[fe80::1%25eth0]:49000/igd.xml")
 	if err != nil {
@@ -262,7 +297,7 @@ func TestBadDescriptions(t *testing.T) {
 }
 
 // TestDescriptionPrefixes checks that a truncated description yields only complete
-// services.
+// services. The event URL, which is not required, may be missing.
 func TestDescriptionPrefixes(t *testing.T) {
 	whole := map[Service]bool{}
 	d, err := parse(t, rootDesc, location)
@@ -270,6 +305,7 @@ func TestDescriptionPrefixes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, s := range d.Services {
+		s.EventURL = ""
 		whole[s] = true
 	}
 	seen := 0
@@ -283,8 +319,9 @@ func TestDescriptionPrefixes(t *testing.T) {
 		}
 		seen = max(seen, len(d.Services))
 		for _, s := range d.Services {
-			if !whole[s] {
-				t.Fatalf("%d bytes: %+v", n, s)
+			events := s.EventURL
+			if s.EventURL = ""; !whole[s] || events != "" && events != testRouter.Services[0].EventURL {
+				t.Fatalf("%d bytes: %+v, events at %q", n, s, events)
 			}
 		}
 	}

@@ -59,11 +59,15 @@ type Request struct {
 	Data  []byte
 	Limit int    // maximum size of the response body
 	Root  string // name of the element that ends the response
+	// Header is the name of a header that the response is requested for. If it is not empty, the
+	// body is not read, and Limit and Root are not used.
+	Header string
 }
 
 // Response is an HTTP response.
 type Response struct {
 	Status    int
+	Header    string // first value of Request.Header that is not empty
 	Body      []byte
 	Truncated bool       // the header or the body is incomplete
 	Local     netip.Addr // this host's address on the connection
@@ -214,6 +218,9 @@ func (r *responseReader) read() (Response, error) {
 			return Response{}, err
 		}
 	}
+	if r.request.Header != "" {
+		return r.Response, nil
+	}
 	if r.Status == 204 || r.Status == 304 {
 		return Response{Status: r.Status}, nil
 	}
@@ -303,6 +310,7 @@ func (r *responseReader) readHeader() error {
 		return err
 	}
 	r.Status, r.length = status, -1
+	r.Header, _ = header(lines, r.request.Header, func(value string) bool { return value != "" })
 	_, r.chunked = header(lines, "Transfer-Encoding", func(value string) bool { return strings.EqualFold(value, "chunked") })
 	length, _ := header(lines, "Content-Length", func(value string) bool { return value != "" && strings.Trim(value, digits) == "" })
 	if n, err := strconv.ParseUint(length, 10, 31); err == nil {

@@ -96,6 +96,33 @@ func TestReadResponseLeftOpen(t *testing.T) {
 	}
 }
 
+// TestReadResponseHeader checks that a response that is requested for a header ends with its
+// header lines, also if the connection stays open.
+func TestReadResponseHeader(t *testing.T) {
+	for in, want := range map[string]Response{
+		"HTTP/1.1 200 OK\r\nSID: uuid:1\r\n\r\n":                                {Status: 200, Header: "uuid:1"},
+		"HTTP/1.1 200 OK\nsid :uuid:1 \nSID: 2\n\nbody":                         {Status: 200, Header: "uuid:1"},
+		"HTTP/1.1 200 OK\r\nSID:\r\nSID: 2\r\nContent-Length: 9\r\n\r\n":        {Status: 200, Header: "2"},
+		"HTTP/1.1 200 OK\r\nX-SID: 1\r\nSIDX: 2\r\n\r\n":                        {Status: 200},
+		"HTTP/1.1 100 Continue\r\nSID: 1\r\n\r\nHTTP/1.1 412 No\r\n\r\n":        {Status: 412},
+		"HTTP/1.1 204 No\r\nSID: 1\r\n\r\n":                                     {Status: 204, Header: "1"},
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nSID: 1\r\n\r\nzz\r\n": {Status: 200, Header: "1"},
+	} {
+		synctest.Test(t, func(t *testing.T) { // fails if all goroutines are blocked
+			conn, device := net.Pipe()
+			defer conn.Close()
+			go func() { _, _ = device.Write([]byte(in)) }()
+			got, err := newReader(conn, Request{Header: "SID"}, func() { t.Errorf("%q: overrun", in) }).read()
+			if err != nil || got.Status != want.Status || got.Header != want.Header || got.Body != nil || got.Truncated {
+				t.Errorf("%q: %+v, %v", in, got, err)
+			}
+		})
+	}
+	if got, err := newReader(strings.NewReader("HTTP/1.1 200 OK\r\nSID: uuid:1"), Request{Header: "SID"}, nil).read(); err != nil || !got.Truncated {
+		t.Errorf("a header without an end: %+v, %v", got, err)
+	}
+}
+
 // TestReadResponseOverrun checks that a document without its end tag is read if the
 // connection stays open after the announced length.
 func TestReadResponseOverrun(t *testing.T) {
