@@ -45,6 +45,9 @@ var unpairedFields = map[string]string{
 	"UPnP.Rules.Port":             "set by the switch for PortFault",
 	"UPnP.Rules.IdleAbove":        "set by the switch for IdleAfter",
 	"UPnP.Demands.MaxDescription": "set by the switch for LongDescription",
+	"UPnP.Events.Undescribed":     "mappings do not depend on events",
+	"UPnP.Events.Status":          "mappings do not depend on events",
+	"UPnP.Events.Silent":          "mappings do not depend on events",
 	"UPnP.Listing.RangeCrashes":   "it has an effect only with more than 128 entries",
 }
 

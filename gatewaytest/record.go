@@ -27,6 +27,8 @@ const (
 	opStatus       = "status"
 	opLookup       = "look up"
 	opList         = "list"
+	opSubscribe    = "subscribe"
+	opUnsubscribe  = "unsubscribe"
 	opOther        = "other"
 )
 
@@ -49,6 +51,8 @@ type Request struct {
 	//   - "status" requests the status of the connection, the firewall or a pinhole (UPnP).
 	//   - "look up" requests one mapping (UPnP).
 	//   - "list" requests mappings by index or range (UPnP).
+	//   - "subscribe" begins or renews a subscription to events; "unsubscribe" ends it
+	//     (UPnP).
 	//   - "other" is any other request, including one that cannot be parsed.
 	Op string
 	// Action is the name of the SOAP action, or empty if the request is not a SOAP

@@ -33,14 +33,15 @@ type upnpServer struct {
 	bootID  uint32
 	crashed bool // set by a simulated crash, until Restart, Up or Down
 
-	mu    sync.Mutex
-	conns map[*net.TCPConn]struct{}
+	mu            sync.Mutex
+	conns         map[*net.TCPConn]struct{}
+	subscriptions map[string]struct{} // the identifiers
 }
 
 // init initializes the server, which does not listen yet.
 func (s *upnpServer) init(g *Gateway, config Config) {
 	s.g, s.config, s.bootID = g, config.Quirks.UPnP, 1
-	s.conns = make(map[*net.TCPConn]struct{})
+	s.conns, s.subscriptions = make(map[*net.TCPConn]struct{}), make(map[string]struct{})
 	g.table.idleAfter, g.table.idleAbove = s.config.Rules.IdleAfter, s.config.Rules.IdleAbove
 	if !s.g.supports(serviceUPnP) {
 		return

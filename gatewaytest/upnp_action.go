@@ -26,6 +26,10 @@ func (s *upnpServer) identify(r *httpRequest) Request {
 		return q
 	case r.method == "GET" && r.target == s.config.Description.Path:
 		q.Op = opDescribe
+	case r.method == "SUBSCRIBE":
+		q.Op = opSubscribe
+	case r.method == "UNSUBSCRIBE":
+		q.Op = opUnsubscribe
 	case r.method == "POST":
 		value, _ := r.header("SOAPAction")
 		r.soap.service, r.soap.action = parseAction(value)
@@ -102,7 +106,7 @@ func (s *upnpServer) respond(r *httpRequest, forcedResult int) (raw []byte, end 
 
 // htmlPage returns an HTML page with this status.
 func htmlPage(status int) httpResponse {
-	return httpResponse{status, []byte("<html><body>" + statusError(status).Error() + "</body></html>")}
+	return httpResponse{status: status, body: []byte("<html><body>" + statusError(status).Error() + "</body></html>")}
 }
 
 // actionQuirk returns the value of a field of quirks.Actions for an action. If the
@@ -164,6 +168,11 @@ func (s *upnpServer) handle(r *httpRequest, forcedResult int) (httpResponse, err
 		}
 		out, err := s.call(v, r)
 		return s.successResponse(r.soap, out), err
+	case "SUBSCRIBE", "UNSUBSCRIBE":
+		if forcedResult != 0 {
+			return httpResponse{}, statusError(forcedResult)
+		}
+		return s.handleEvents(r)
 	}
 	return httpResponse{}, statusError(501)
 }
@@ -496,7 +505,7 @@ func (s *upnpServer) soapPrefix() string {
 
 // successResponse returns the response to an action that succeeded.
 func (s *upnpServer) successResponse(r soapRequest, out []soapArg) httpResponse {
-	return httpResponse{200, s.envelope(func(d *document) {
+	return httpResponse{status: 200, body: s.envelope(func(d *document) {
 		name := "u:" + r.action + "Response"
 		d.open(name, ` xmlns:u="`+escape(r.service)+`"`)
 		for _, a := range out {
@@ -526,7 +535,7 @@ func (s *upnpServer) faultResponse(f soapFault) httpResponse {
 	if s.config.XML.GluedNamespace {
 		attr = strings.TrimSpace(attr)
 	}
-	return httpResponse{choose(form.StatusOK, 200, 500), s.envelope(func(d *document) {
+	return httpResponse{status: choose(form.StatusOK, 200, 500), body: s.envelope(func(d *document) {
 		d.open(p+"Fault", "")
 		d.element(choose(form.CamelCase, "faultCode", "faultcode"), p+"Client")
 		d.element(choose(form.CamelCase, "faultString", "faultstring"), "UPnPError")

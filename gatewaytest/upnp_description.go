@@ -23,7 +23,7 @@ func (s *upnpServer) describe(base string) (httpResponse, error) {
 	case rules.HTML:
 		return htmlPage(200), nil
 	}
-	return httpResponse{200, s.description(base)}, nil
+	return httpResponse{status: 200, body: s.description(base)}, nil
 }
 
 // description returns the device description (UPnP Device Architecture 1.1, section
@@ -72,7 +72,7 @@ func (s *upnpServer) describeDevice(d *document, dev *igdDevice, base string) {
 		d.element("SCPDURL", "/scpd/"+string(v.kind)+".xml")
 		written, _ := s.controlURL(v.name, base)
 		d.element("controlURL", written)
-		d.element("eventSubURL", "/evt/"+v.name)
+		d.element("eventSubURL", choose(s.config.Events.Undescribed, "", v.eventPath()))
 		d.close("service")
 	}
 	d.close("serviceList")

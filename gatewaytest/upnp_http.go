@@ -113,7 +113,7 @@ func (s *upnpServer) serveConn(server *httpServer, c *net.TCPConn) {
 			return
 		}
 		r.err = err
-		r.source = remoteAddrPort(c)
+		r.source, r.local = remoteAddrPort(c), localAddr(c)
 		s.g.mu.Lock()
 		r.base = server.base()
 		s.g.mu.Unlock()
@@ -179,6 +179,11 @@ func remoteAddrPort(c *net.TCPConn) netip.AddrPort {
 	return netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port())
 }
 
+// localAddr returns the gateway's address on a connection.
+func localAddr(c *net.TCPConn) netip.Addr {
+	return c.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+}
+
 // The size limits of requests, in bytes.
 const (
 	maxHeaderBytes = 16 << 10
@@ -189,8 +194,9 @@ const (
 type httpRequest struct {
 	raw     []byte
 	source  netip.AddrPort
-	base    string // start of the URLs of the server that received the request
-	err     error  // a statusError if the request cannot be parsed
+	local   netip.Addr // the gateway's address on the connection
+	base    string     // start of the URLs of the server that received the request
+	err     error      // a statusError if the request cannot be parsed
 	method  string
 	target  string
 	version string
@@ -284,15 +290,16 @@ func (r *httpRequest) header(name string) (string, bool) {
 
 // httpResponse is a response before the quirks of the HTTP server are applied.
 type httpResponse struct {
-	status int
-	body   []byte
+	status  int
+	body    []byte
+	headers []httpHeader // further headers
 }
 
 // reasons are the texts in the status lines of responses (RFC 9110, section 15). Other statuses have
 // the text "Error". With package net/http, which has all texts, the command starts later.
 var reasons = map[int]string{
 	200: "OK", 301: "Moved Permanently", 302: "Found", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
-	411: "Length Required", 413: "Request Entity Too Large", 415: "Unsupported Media Type", 431: "Request Header Fields Too Large",
+	411: "Length Required", 412: "Precondition Failed", 413: "Request Entity Too Large", 415: "Unsupported Media Type", 431: "Request Header Fields Too Large",
 	500: "Internal Server Error", 501: "Not Implemented", 503: "Service Unavailable",
 }
 
@@ -310,6 +317,9 @@ func encodeHTTP(rules quirks.Wire, response httpResponse, version string) []byte
 		line("LOCATION", "/login.html")
 	}
 	line("SERVER", serverName)
+	for _, h := range response.headers {
+		line(h.name, h.value)
+	}
 	switch {
 	case chunked:
 		line("TRANSFER-ENCODING", "chunked")

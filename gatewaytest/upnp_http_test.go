@@ -273,7 +273,7 @@ func TestUPnPBadRequests(t *testing.T) {
 		"chunked":           {"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "411 Length Required"},
 		"no number":         {"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", "400 Bad Request"},
 		"long body":         {"POST / HTTP/1.1\r\nContent-Length: 65537\r\n\r\n", "413 Request Entity Too Large"},
-		"method":            {"SUBSCRIBE /evt/0/WANIPConnection HTTP/1.1\r\n\r\n", "501 Not Implemented"},
+		"method":            {"PUT /evt/0/WANIPConnection HTTP/1.1\r\n\r\n", "501 Not Implemented"},
 		"path":              {"GET /scpd/WANIPConnection.xml HTTP/1.1\r\n\r\n", "404 Not Found"},
 		"lf only":           {"GET /rootDesc.xml HTTP/1.0\n\n", "200 OK"},
 		"empty lines first": {"\r\n\r\nGET /rootDesc.xml HTTP/1.1\r\n\r\n", "200 OK"},

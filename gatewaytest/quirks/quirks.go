@@ -6,7 +6,7 @@
 // describes the behavior of a real device: its responses to searches ([Search]), its
 // description ([Description]), the encoding of its messages ([Wire], [XML], [FaultForm]),
 // its requirements on requests ([Demands]), and its handling of mappings ([Leases],
-// [Rules], [Listing], [Status], [Firewall]). All quirks can be combined:
+// [Rules], [Listing], [Status], [Firewall]), and its events ([Events]). All quirks can be combined:
 //
 //	quirks.Quirks{UPnP: quirks.UPnP{
 //		Version: 1,

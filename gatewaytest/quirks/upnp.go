@@ -43,6 +43,8 @@ type UPnP struct {
 	Listing  Listing
 	Status   Status
 	Firewall Firewall
+	// Events has the quirks of subscriptions to events.
+	Events Events
 }
 
 // Demands are the requirements on requests. A request that does not meet them is
@@ -259,4 +261,15 @@ type Firewall struct {
 	Absent int
 	// NeverWorking responds to CheckPinholeWorking with fault 709 even after traffic.
 	NeverWorking bool
+}
+
+// Events has the quirks of subscriptions to events.
+type Events struct {
+	// Undescribed describes services without an event URL.
+	Undescribed bool
+	// Status is the HTTP status of the response to all subscriptions, such as 404 or 501. Zero
+	// means that they are accepted.
+	Status int
+	// Silent accepts subscriptions, but never connects to the callback.
+	Silent bool
 }
