@@ -1,0 +1,261 @@
+package labtest
+
+import (
+	"maps"
+	"net/netip"
+	"testing"
+
+	"github.com/natforward/goforward/internal/lab"
+)
+
+// reachPath is a path from the internet to a host, with what each prober shows on it.
+type reachPath struct {
+	name   string
+	uplink lab.Uplink // the second uplink of the host
+	// socket is what has the port: reachProgram if it is empty, "none", "loopback" (of
+	// reachProgram's own kind, but on loopback only), or "service" (of another program).
+	socket string
+	setUp  func(*testing.T, *reachLab) // after the grants
+	// closed has the versions of IP over which nothing arrives from the internet.
+	closed string
+	// want is what the probers show. The key is a prober, or a prober with a network and the
+	// version of IP, as in "path/tcp/4", or with one of the two. A value has alternatives.
+	want map[string][]string
+	// falseNo are the cells that show "unreachable" although bytes arrive, and why nothing can
+	// be done about it.
+	falseNo map[string]string
+	// ci are the cells that are measured in each run. All others belong to the long form.
+	ci []string
+}
+
+const (
+	unknown, unreachable                      = "unknown", "unreachable"
+	listens, fromLAN, fromRouter, fromOutside = "reachable listening", "reachable lan", "reachable router", "reachable internet"
+	fromLANInferred, deafInferred             = "reachable lan (inferred)", "unreachable (inferred)"
+	noEvidence                                = "–"
+)
+
+// reachBase is what the probers show if everything works.
+var reachBase = map[string][]string{
+	"listening": {listens},
+	"router":    {fromLAN},
+	"hairpin":   {unknown}, // this router has no NAT loopback, and nothing is translated over IPv6
+	"path":      {fromOutside},
+	"path/6":    {unknown}, // the kernel sends nothing to its own address through another interface
+	"phone/tcp": {fromOutside},
+	"phone/udp": {unknown}, // browsers use TCP
+	"visit/tcp": {fromOutside},
+	"visit/udp": {noEvidence}, // a datagram may be a response
+}
+
+// except returns what the probers show on a path that differs from one that works.
+func except(changes map[string][]string) map[string][]string {
+	all := maps.Clone(reachBase)
+	maps.Copy(all, changes)
+	return all
+}
+
+// blocked is except for a path on which nothing arrives from the internet.
+func blocked(changes map[string][]string) map[string][]string {
+	all := except(map[string][]string{"path": {unreachable}, "phone/tcp": {unknown}, "visit/tcp": {noEvidence}})
+	maps.Copy(all, changes)
+	return all
+}
+
+// hostFirewall is a firewall of the host in the home. The last rules decide about new
+// connections.
+func hostFirewall(rules string) func(*testing.T, *reachLab) {
+	return func(t *testing.T, l *reachLab) {
+		t.Helper()
+		l.home.Lan.Nft(t, `table inet hostfirewall {
+	chain input {
+		type filter hook input priority 0; policy drop;
+		iif lo accept
+		ct state established,related accept
+		meta l4proto ipv6-icmp accept
+		`+rules+`
+	}
+}
+`)
+	}
+}
+
+// providerBlocks drops what arrives at one port from the internet, before the router sees it.
+func providerBlocks(t *testing.T, l *reachLab) { t.Helper(); dropAtProvider(t, l, "") }
+
+// providerBlocks4 is providerBlocks for IPv4 alone.
+func providerBlocks4(t *testing.T, l *reachLab) { t.Helper(); dropAtProvider(t, l, "meta nfproto ipv4") }
+
+func dropAtProvider(t *testing.T, l *reachLab, packets string) {
+	t.Helper()
+	l.home.Router.Nft(t, `table inet provider {
+	chain prerouting {
+		type filter hook prerouting priority -300;
+		iifname "wan0" `+packets+` meta l4proto { tcp, udp } th dport 8080 drop
+	}
+}
+`)
+}
+
+// listsOnly deletes the forwarding of the router. The daemon still lists it.
+func listsOnly(t *testing.T, l *reachLab) {
+	t.Helper()
+	l.home.Daemon.Forget(t)
+}
+
+// loopback makes the router forward connections from its own network to its external address.
+func loopback(translateSource bool) func(*testing.T, *reachLab) {
+	return func(t *testing.T, l *reachLab) {
+		t.Helper()
+		source := `ip saddr 192.168.77.0/24 oifname "lan0" masquerade`
+		if !translateSource {
+			source = ""
+		}
+		l.home.Router.Nft(t, `table inet loopback {
+	chain prerouting {
+		type nat hook prerouting priority -101;
+		iifname { "lan0", "guest0" } ip daddr `+l.home.External.String()+` meta l4proto { tcp, udp } th dport 8080 dnat ip to `+l.home.Lan.Addr().String()+`
+	}
+	chain postrouting {
+		type nat hook postrouting priority 99;
+		`+source+`
+	}
+}
+add rule inet filter forward iifname { "lan0", "guest0" } oifname "lan0" accept
+`)
+	}
+}
+
+// uplinkRule adds a rule for all packets that the router of the second uplink forwards.
+func uplinkRule(rules ...string) func(*testing.T, *reachLab) {
+	return func(t *testing.T, l *reachLab) {
+		t.Helper()
+		for _, r := range rules {
+			l.uplink.Rule(t, "prerouting", `iifname "lan0" `+r)
+		}
+	}
+}
+
+func allOf(a, b func(*testing.T, *reachLab)) func(*testing.T, *reachLab) {
+	return func(t *testing.T, l *reachLab) { t.Helper(); a(t, l); b(t, l) }
+}
+
+// reachPaths are the paths of the matrix.
+var reachPaths = []reachPath{
+	{
+		name: "works", want: reachBase,
+		ci: []string{"router", "path/4", "phone/tcp/4", "visit/tcp", "listening/tcp/4"},
+	},
+	{
+		name: "works, NAT loopback", setUp: loopback(true),
+		want: except(map[string][]string{"hairpin": {fromRouter}, "hairpin/6": {unknown}}),
+		ci:   []string{"hairpin/4"},
+	},
+	{ // the host drops packets from its own address
+		name: "works, NAT loopback that keeps the source", setUp: loopback(false), want: reachBase,
+	},
+	{
+		name: "listed, not forwarded", setUp: listsOnly, closed: "46", want: blocked(nil),
+		ci: []string{"hairpin/tcp/4", "path/4", "phone/tcp/4", "visit/tcp/4"},
+	},
+	{
+		name: "host firewall drops", setUp: hostFirewall(""), closed: "46",
+		want: blocked(map[string][]string{"router": {unreachable}}),
+		ci:   []string{"router"},
+	},
+	{
+		name: "host firewall rejects", setUp: hostFirewall("meta l4proto tcp reject with tcp reset\nreject"), closed: "46",
+		want: blocked(map[string][]string{"router": {unreachable}}),
+	},
+	{
+		name: "host firewall allows the LAN only", closed: "46",
+		setUp: hostFirewall("ip saddr 192.168.77.0/24 accept\nip6 saddr { 2a0c:7777:1::/64, fe80::/10 } accept"),
+		want:  blocked(nil),
+	},
+	{name: "provider blocks the port", setUp: providerBlocks, closed: "46", want: blocked(nil)},
+	{
+		name: "provider blocks the port, NAT loopback", setUp: allOf(providerBlocks, loopback(true)), closed: "46",
+		want: blocked(map[string][]string{"hairpin": {fromRouter}, "hairpin/6": {unknown}}),
+	},
+	{
+		name: "provider blocks the port over IPv4", setUp: providerBlocks4, closed: "4",
+		want: except(map[string][]string{"path/4": {unreachable}, "phone/tcp/4": {unknown}, "visit/tcp/4": {noEvidence}}),
+		ci:   []string{"visit/tcp"},
+	},
+	{
+		name: "second uplink is dead", setUp: uplinkRule("drop"),
+		want: except(map[string][]string{"path": {unknown}}),
+	},
+	{
+		name: "second uplink refuses everything", setUp: uplinkRule("meta l4proto tcp reject with tcp reset", "reject with icmpx port-unreachable"),
+		want: except(map[string][]string{"path": {unknown}}),
+	},
+	{
+		name: "second uplink has a public address", uplink: lab.Uplink{Addr: netip.MustParsePrefix("46.46.47.2/24"), Untranslated: true},
+		want: except(map[string][]string{"path": {unknown}}),
+	},
+	{ // as between two customers of one provider
+		name: "second uplink has a shared address", uplink: lab.Uplink{Addr: netip.MustParsePrefix("100.64.5.2/24"), Untranslated: true},
+		want: except(map[string][]string{"path": {unknown}}),
+	},
+	{
+		name: "second uplink is translated to a shared address", uplink: lab.Uplink{},
+		setUp: func(t *testing.T, l *reachLab) {
+			t.Helper()
+			l.home.Wan.Nft(t, `table ip provider {
+	chain postrouting {
+		type nat hook postrouting priority 100;
+		ip saddr 46.46.46.1 ip daddr `+l.home.External.String()+` snat to 100.64.7.7
+	}
+}
+`)
+		},
+		want: except(map[string][]string{"path": {unknown}}),
+	},
+	{
+		name: "second uplink is a guest network of the router", uplink: lab.Uplink{Guest: true}, setUp: loopback(true),
+		want: except(map[string][]string{"hairpin": {fromRouter}, "hairpin/6": {unknown}, "path": {unknown}}),
+	},
+	{
+		name: "second uplink is a guest network, without NAT loopback", uplink: lab.Uplink{Guest: true},
+		want: except(map[string][]string{"path": {unknown}}),
+	},
+	{
+		name: "strict reverse path filter", want: except(map[string][]string{"path/tcp/4": {unknown, fromOutside}}),
+		setUp: func(t *testing.T, l *reachLab) {
+			t.Helper()
+			l.home.Lan.Sysctl(t, "net.ipv4.conf.all.rp_filter", "1")
+		},
+	},
+	{
+		name: "second uplink blocks the port", setUp: uplinkRule("meta l4proto { tcp, udp } th dport 8080 drop"),
+		want:    except(map[string][]string{"path": {unreachable}, "path/6": {unknown}}),
+		falseNo: map[string]string{"path": "an uplink that blocks a port outbound looks like a port that is blocked inbound"},
+	},
+	{
+		name: "no listener", socket: "none", closed: "46",
+		want: except(map[string][]string{"listening": {unreachable}, "visit/tcp": {noEvidence}}),
+		ci:   []string{"listening/tcp/4", "path/tcp/4"},
+	},
+	{
+		name: "listener on loopback only", socket: "loopback", closed: "46",
+		want: blocked(map[string][]string{
+			"listening": {unreachable}, "router": {fromLANInferred}, "path/udp": {unknown}, "visit/tcp": {noEvidence},
+		}),
+	},
+	{
+		name: "service of another program", socket: "service",
+		want: except(map[string][]string{
+			"router": {fromLANInferred}, "path/udp": {unknown}, "phone/tcp": {unknown}, "visit/tcp": {noEvidence},
+		}),
+		ci: []string{"path/tcp/4", "router/tcp/4"},
+	},
+	{
+		name: "service of another program, listed, not forwarded", socket: "service", setUp: listsOnly, closed: "46",
+		want: blocked(map[string][]string{"router": {fromLANInferred}, "path/udp": {unknown}}),
+	},
+	{
+		name: "service of another program, host firewall drops", socket: "service", setUp: hostFirewall(""), closed: "46",
+		want: blocked(map[string][]string{"router": {deafInferred}, "path/udp": {unknown}}),
+	},
+}

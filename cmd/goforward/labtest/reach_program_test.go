@@ -1,0 +1,349 @@
+package labtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/catch"
+	"github.com/natforward/goforward/internal/lab"
+	"github.com/natforward/goforward/reach"
+)
+
+// reachProgram has sockets that report to a Catcher, and measures reachability.
+var reachProgram = lab.Func("reach", func(p *lab.Proc) {
+	sockets := map[string]*reachSocket{}
+	for {
+		var c reachCall
+		p.Receive(&c)
+		switch c.Op {
+		case "exit":
+			return
+		case "open":
+			s, err := openReachSocket(c.Network, c.Address)
+			if err != nil {
+				p.Fatal(err)
+			}
+			sockets[c.Network] = s
+			p.Send(reachReply{})
+		case "received":
+			p.Send(reachReply{Received: sockets[c.Network].counts()})
+		case "verify":
+			p.Send(verifyOnce(p, c, sockets[c.Network]))
+		default:
+			p.Fatalf("no such call: %q", c.Op)
+		}
+	}
+})
+
+// programText is what the program sends to each peer whose connection or datagram the Catcher
+// has not caught.
+const programText = "program\n"
+
+// reachCall is a call of reachProgram.
+type reachCall struct {
+	Op      string        `json:"op"`
+	Network string        `json:"network"` // "tcp" or "udp"
+	Address string        `json:"address,omitempty"`
+	Target  reachTarget   `json:"target"`
+	Prober  string        `json:"prober,omitempty"` // "router", "path:eth1", …; empty: none
+	Visits  bool          `json:"visits,omitempty"` // the program reports its visits
+	Within  time.Duration `json:"within,omitempty"`
+}
+
+// reachTarget is a reach.Target.
+type reachTarget struct {
+	External  netip.AddrPort `json:"external"`
+	Internal  netip.AddrPort `json:"internal"`
+	Gateway   netip.Addr     `json:"gateway"`
+	Interface string         `json:"interface"`
+}
+
+// reachReply is a reply of reachProgram.
+type reachReply struct {
+	URL      string             `json:"url,omitempty"` // open this; another reply follows
+	Verdict  string             `json:"verdict,omitempty"`
+	Proven   string             `json:"proven,omitempty"`
+	Reason   string             `json:"reason,omitempty"`
+	Evidence []reachEvidence    `json:"evidence,omitempty"`
+	Took     time.Duration      `json:"took,omitempty"`
+	Received map[netip.Addr]int `json:"received,omitempty"` // what the program received, by source
+}
+
+// reachEvidence is a reach.Evidence.
+type reachEvidence struct {
+	Method   string         `json:"method"`
+	Verdict  string         `json:"verdict"`
+	Level    string         `json:"level"`
+	Inferred bool           `json:"inferred"`
+	From     netip.AddrPort `json:"from"`
+	Detail   string         `json:"detail"`
+}
+
+// String returns the verdict, and the level that it proves.
+func (e reachEvidence) String() string {
+	s := e.Verdict
+	if s == reach.Reachable.String() {
+		s += " " + e.Level
+	}
+	if e.Inferred {
+		s += " (inferred)"
+	}
+	return s
+}
+
+// verifyOnce measures with one prober.
+func verifyOnce(p *lab.Proc, c reachCall, s *reachSocket) reachReply {
+	ctx, cancel := context.WithTimeout(context.Background(), c.Within)
+	defer cancel()
+	protocol := backends.TCP
+	if c.Network == "udp" {
+		protocol = backends.UDP
+	}
+	t := reach.Target{
+		Protocol: protocol, External: c.Target.External, Internal: c.Target.Internal,
+		Gateway: c.Target.Gateway, Interface: c.Target.Interface,
+	}
+	var catcher reach.Catcher
+	if s != nil {
+		catcher = measuredSocket{s, c.Visits}
+	}
+	begin := time.Now()
+	r := reach.Verify(ctx, t, catcher, reachProber(p, c.Prober))
+	reply := reachReply{Verdict: r.Verdict.String(), Proven: r.Proven.String(), Reason: r.Reason, Took: time.Since(begin)}
+	for _, e := range r.Evidence {
+		reply.Evidence = append(reply.Evidence, reachEvidence{
+			Method: e.Method, Verdict: e.Verdict.String(), Level: e.Level.String(), Inferred: e.Inferred, From: e.From, Detail: e.Detail,
+		})
+	}
+	return reply
+}
+
+func reachProber(p *lab.Proc, name string) reach.Prober {
+	switch kind, iface, _ := strings.Cut(name, ":"); kind {
+	case "":
+		return nothing{}
+	case "router":
+		return reach.Router()
+	case "hairpin":
+		return reach.Hairpin()
+	case "path":
+		return reach.Path(iface)
+	case "phone":
+		return reach.Phone(func(url string) { p.Send(reachReply{URL: url}) })
+	}
+	p.Fatalf("no such prober: %q", name)
+	return nil
+}
+
+// nothing is a prober that measures nothing.
+type nothing struct{}
+
+func (nothing) Name() string { return "nothing" }
+
+func (nothing) Probe(context.Context, reach.Target, reach.Catcher) (reach.Evidence, error) {
+	return reach.Evidence{}, errors.ErrUnsupported
+}
+
+// reachSocket is a socket of the program. What is not caught gets programText as answer.
+type reachSocket struct {
+	queue    catch.Queue
+	datagram net.PacketConn // for UDP
+
+	mu        sync.Mutex
+	received  map[netip.Addr]int // connections or datagrams, including those that were caught
+	visited   time.Time
+	visitedBy netip.AddrPort
+}
+
+// measuredSocket is the socket as a Catcher.
+type measuredSocket struct {
+	*reachSocket
+	visits bool
+}
+
+func openReachSocket(network, address string) (*reachSocket, error) {
+	s := &reachSocket{received: map[netip.Addr]int{}}
+	if network == "udp" {
+		pc, err := net.ListenPacket("udp", address) //nolint:noctx // a numeric address does not block
+		if err != nil {
+			return nil, err
+		}
+		s.datagram = pc
+		go s.readDatagrams() // the process ends it
+		return s, nil
+	}
+	ln, err := net.Listen("tcp", address) //nolint:noctx // a numeric address does not block
+	if err != nil {
+		return nil, err
+	}
+	go s.accept(ln) // the process ends it
+	return s, nil
+}
+
+func (s *reachSocket) accept(ln net.Listener) {
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer func() { _ = conn.Close() }()
+			from := unmapped(conn.RemoteAddr())
+			s.count(from.Addr())
+			if s.queue.Conn(conn.(*net.TCPConn)) {
+				return
+			}
+			s.mu.Lock()
+			s.visited, s.visitedBy = time.Now(), from
+			s.mu.Unlock()
+			_, _ = io.WriteString(conn, programText)
+		}()
+	}
+}
+
+func (s *reachSocket) readDatagrams() {
+	buf := make([]byte, 64<<10)
+	for {
+		n, peer, err := s.datagram.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		s.count(unmapped(peer).Addr())
+		answer, caught, _ := s.queue.Match(buf[:n], unmapped(peer))
+		if !caught {
+			answer = []byte(programText)
+		}
+		if len(answer) > 0 {
+			_, _ = s.datagram.WriteTo(answer, peer)
+		}
+	}
+}
+
+func unmapped(a net.Addr) netip.AddrPort {
+	ap, _ := netip.ParseAddrPort(a.String())
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+func (s *reachSocket) count(from netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.received[from]++
+}
+
+func (s *reachSocket) counts() map[netip.Addr]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	counts := map[netip.Addr]int{}
+	for from, n := range s.received {
+		counts[from] = n
+	}
+	return counts
+}
+
+// Owner implements reach.Catcher.
+func (s measuredSocket) Owner() reach.Owner { return reach.OwnerProgram }
+
+// Expect implements reach.Catcher.
+func (s measuredSocket) Expect(e reach.Expectation) (<-chan reach.Arrival, func()) {
+	return s.queue.Expect(e)
+}
+
+// Observing implements reach.Catcher.
+func (s measuredSocket) Observing() error { return nil }
+
+// Send implements reach.Catcher.
+func (s measuredSocket) Send(b []byte, to netip.AddrPort) error {
+	if s.datagram == nil {
+		return errors.ErrUnsupported
+	}
+	_, err := s.datagram.WriteTo(b, net.UDPAddrFromAddrPort(to))
+	return err
+}
+
+// Visited implements reach.Catcher.
+func (s measuredSocket) Visited() (time.Time, netip.AddrPort) {
+	if !s.visits {
+		return time.Time{}, netip.AddrPort{}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.visited, s.visitedBy
+}
+
+// prober is a running reachProgram.
+type prober struct {
+	t    *testing.T
+	proc *lab.Running
+}
+
+func startProber(t *testing.T, host *lab.Host) *prober {
+	t.Helper()
+	return &prober{t, host.Start(t, reachProgram, nil)}
+}
+
+// call makes a call and waits for its reply. open opens the URL of the prober Phone; it runs at
+// the same time as the measurement.
+func (p *prober) call(c reachCall, open func(url string)) reachReply {
+	p.t.Helper()
+	p.proc.Send(c)
+	var opening sync.WaitGroup
+	defer opening.Wait()
+	for {
+		var r reachReply
+		p.proc.Expect(&r)
+		if r.URL == "" {
+			return r
+		}
+		opening.Go(func() { open(r.URL) })
+	}
+}
+
+// openURL opens a URL from a host, in the same way as a browser, with a source address of the
+// host or with the one that the kernel chooses.
+func openURL(t *testing.T, host *lab.Host, address, path string, within time.Duration) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return host.Dial(ctx, network, address)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("status %s", resp.Status)
+	}
+	return string(body), err
+}
+
+// splitURL returns the address and the path of a URL.
+func splitURL(t *testing.T, text string) (address, path string) {
+	t.Helper()
+	u, err := url.Parse(text)
+	if err != nil {
+		t.Error(err)
+		return "", ""
+	}
+	return u.Host, u.RequestURI()
+}
