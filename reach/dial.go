@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strconv"
+	"os"
 	"syscall"
 	"time"
 
@@ -29,73 +29,74 @@ const greeting = "GFWD1 "
 
 // dialer connects to the external endpoint of a target.
 type dialer struct {
-	local   netip.Addr // the source address; the zero Addr means that the kernel chooses
-	control func(network, address string, c syscall.RawConn) error
-	from    func(netip.Addr) bool // the sources that count
+	control func(network, address string, c syscall.RawConn) error // binds the socket; nil: the kernel chooses
 }
-
-// errAnswered means that something answered at the external endpoint, but this host observed
-// nothing: another device has the address, or the connection was not recognized.
-var errAnswered = errors.New("something accepted a connection to the external port, but this host did not observe it")
 
 // attempt is the result of connecting once.
 type attempt struct {
 	arrival Arrival // what the catcher saw; the zero Arrival if there was none
 	rtt     time.Duration
 	err     error // why there is no arrival
-	refused bool  // the connection was refused
-	silent  bool  // nothing answered
+	missing bool  // the external endpoint refused, or did not answer
 }
+
+// errAnswered means that something accepted a connection to the external endpoint, but this host
+// observed no arrival: another device has the address, or the source port was translated and the
+// connection to another program was not recognized.
+var errAnswered = errors.New("a connection to the external port was accepted, but this host did not observe it")
 
 // try connects to the external endpoint, or sends datagrams to it, and waits for the arrival.
 // A socket of another program receives no bytes.
 func (d dialer) try(ctx context.Context, t Target, catcher Catcher) attempt {
+	begun := time.Now()
+	bounded, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	do := d.tryTCP
 	if t.Protocol == backends.UDP {
-		return d.tryUDP(ctx, t, catcher)
+		do = d.tryUDP
 	}
-	return d.tryTCP(ctx, t, catcher)
+	a := do(bounded, t, catcher)
+	switch {
+	case ctx.Err() != nil:
+		a.err, a.missing = context.Cause(ctx), false
+	case a.err == nil:
+		a.rtt = a.arrival.At.Sub(begun)
+	}
+	return a
 }
 
 func (d dialer) tryTCP(ctx context.Context, t Target, catcher Catcher) attempt {
-	// The port must be known before the connection begins: the socket is bound first.
-	e := Expectation{First: greeting + NewNonce(), From: d.from}
-	var (
-		arrivals <-chan Arrival
-		stop     = func() {}
-	)
-	defer func() { stop() }()
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
-	port, err := freePort(ctx, d.local, t.External.Addr())
+	// The source port must be known before the connection begins.
+	port, err := freePort(ctx, t.External.Addr())
 	if err != nil {
 		return attempt{err: err}
 	}
-	e.SourcePort = port
-	arrivals, stop = catcher.Expect(e)
-	begun := time.Now()
-	nd := net.Dialer{Control: d.control, LocalAddr: &net.TCPAddr{IP: d.local.AsSlice(), Port: int(port), Zone: d.local.Zone()}}
+	e := Expectation{First: greeting + NewNonce(), SourcePort: port}
+	arrivals, stop := catcher.Expect(e)
+	defer stop()
+	nd := net.Dialer{Control: d.control, LocalAddr: &net.TCPAddr{Port: int(port)}}
 	nd.SetMultipathTCP(false)
+	begun := time.Now()
 	conn, err := nd.DialContext(ctx, "tcp", t.External.String())
-	if err != nil {
-		switch {
-		case errno.IsRefused(err):
-			return attempt{err: err, refused: true}
-		case ctx.Err() != nil:
-			return attempt{err: fmt.Errorf("no answer at %v within %v", t.External, connectTimeout), silent: true}
-		}
+	switch {
+	case errno.IsRefused(err):
+		return attempt{err: fmt.Errorf("a connection to %v was refused", t.External), missing: true}
+	case err != nil && (ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded)):
+		return attempt{err: fmt.Errorf("a connection to %v got no answer", t.External), missing: true}
+	case err != nil:
 		return attempt{err: err}
 	}
 	defer func() { _ = conn.Close() }()
-	if catcher.Owner() != OwnerOther { // a program of another kind must not get bytes that it did not ask for
+	if catcher.Owner() != OwnerOther { // another program must not get bytes that it did not ask for
 		_ = conn.SetWriteDeadline(time.Now().Add(holdTime))
 		_, _ = conn.Write([]byte(e.First))
 	}
-	timer := time.NewTimer(holdTime)
-	defer timer.Stop()
+	hold := time.NewTimer(max(holdTime, 2*time.Since(begun)))
+	defer hold.Stop()
 	select {
 	case a := <-arrivals:
-		return attempt{arrival: a, rtt: a.At.Sub(begun)}
-	case <-timer.C:
+		return attempt{arrival: a}
+	case <-hold.C:
 	case <-ctx.Done():
 	}
 	return attempt{err: errAnswered}
@@ -105,52 +106,40 @@ func (d dialer) tryUDP(ctx context.Context, t Target, catcher Catcher) attempt {
 	if err := catcher.Observing(); err != nil {
 		return attempt{err: err} // a datagram would only disturb the program
 	}
-	e := Expectation{First: greeting + NewNonce(), From: d.from}
+	e := Expectation{First: greeting + NewNonce()}
 	arrivals, stop := catcher.Expect(e)
 	defer stop()
 	nd := net.Dialer{Control: d.control}
-	if d.local.IsValid() {
-		nd.LocalAddr = &net.UDPAddr{IP: d.local.AsSlice(), Zone: d.local.Zone()}
-	}
 	conn, err := nd.DialContext(ctx, "udp", t.External.String())
 	if err != nil {
 		return attempt{err: err}
 	}
 	defer func() { _ = conn.Close() }()
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
 	repeat := time.NewTicker(datagramInterval)
 	defer repeat.Stop()
-	begun := time.Now()
-	var refused bool
 	for {
-		if _, err := conn.Write([]byte(e.First)); errno.IsRefused(err) {
-			refused = true // an ICMP error for an earlier datagram
-		} else if err != nil {
+		// An ICMP error for an earlier datagram is no reason to stop: another one may arrive.
+		if _, err := conn.Write([]byte(e.First)); err != nil && !errno.IsRefused(err) {
 			return attempt{err: err}
 		}
 		select {
 		case a := <-arrivals:
-			return attempt{arrival: a, rtt: a.At.Sub(begun)}
+			return attempt{arrival: a}
 		case <-repeat.C:
 		case <-ctx.Done():
-			return attempt{err: fmt.Errorf("no datagram to %v arrived within %v", t.External, connectTimeout), refused: refused, silent: !refused}
+			return attempt{err: fmt.Errorf("no datagram to %v arrived", t.External), missing: true}
 		}
 	}
 }
 
-// freePort returns a TCP port that is free at the local address, or at all addresses of the
-// family of the remote address.
-func freePort(ctx context.Context, local, remote netip.Addr) (uint16, error) {
-	network, host := "tcp4", ""
+// freePort returns a TCP port that is free at all addresses of the family of the remote address.
+func freePort(ctx context.Context, remote netip.Addr) (uint16, error) {
+	network := "tcp4"
 	if remote.Is6() {
 		network = "tcp6"
 	}
-	if local.IsValid() {
-		host = local.String()
-	}
 	var lc net.ListenConfig
-	ln, err := lc.Listen(ctx, network, net.JoinHostPort(host, strconv.Itoa(0)))
+	ln, err := lc.Listen(ctx, network, ":0")
 	if err != nil {
 		return 0, err
 	}

@@ -27,11 +27,17 @@ func (hairpin) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 		return e, err
 	}
 	if netbind.HasAddr(t.External.Addr()) {
-		return e, fmt.Errorf("%w: this host itself has the external address, so a connection to it does not leave this host", backends.ErrUnsupported)
+		return e, errOwnAddress
 	}
 	a := dialer{}.try(ctx, t, catcher)
-	if a.err != nil {
-		return e, fmt.Errorf("the router does not forward connections from its own network (many routers do not): %w", a.err)
+	from := a.arrival.From.Addr()
+	switch {
+	case a.missing:
+		return e, fmt.Errorf("the router does not forward connections from its own network, like many routers: %w", a.err)
+	case a.err != nil:
+		return e, a.err
+	case from != t.External.Addr() && from != t.Gateway && !netbind.HasAddr(from): // the router uses one of its addresses as the source, or keeps the source
+		return e, fmt.Errorf("a connection from inside arrived from %v, which is neither the router nor this host", a.arrival.From)
 	}
 	e.Verdict, e.From, e.At, e.RTT = Reachable, a.arrival.From, a.arrival.At, a.rtt
 	e.Detail = fmt.Sprintf("a connection from inside to %v arrived, from %v", t.External, e.From)

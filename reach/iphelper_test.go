@@ -3,11 +3,10 @@ package reach
 import (
 	"encoding/hex"
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
-
-	"net/netip"
 
 	"github.com/natforward/goforward/backends"
 )
@@ -19,7 +18,8 @@ var winTables = map[string]struct {
 	hex      string
 	want     []socket // at port 8080
 }{
-	"MIB_TCPTABLE_OWNER_PID": {protocol: backends.TCP, hex: `
+	"MIB_TCPTABLE_OWNER_PID": {
+		protocol: backends.TCP, hex: `
 		06000000                                                // dwNumEntries
 		02000000 00000000 1f900000 00000000 a55a0000 d2040000   // LISTEN 0.0.0.0:8080; the remote port has no meaning
 		02000000 7f000001 1f900000 00000000 00000000 d2040000   // LISTEN 127.0.0.1:8080
@@ -35,7 +35,8 @@ var winTables = map[string]struct {
 			{local: netip.MustParseAddr("192.168.1.7"), remote: netip.MustParseAddrPort("46.46.46.3:54323"), open: true},
 		},
 	},
-	"MIB_TCP6TABLE_OWNER_PID": {protocol: backends.TCP, is6: true, hex: `
+	"MIB_TCP6TABLE_OWNER_PID": {
+		protocol: backends.TCP, is6: true, hex: `
 		04000000
 		00000000000000000000000000000000 00000000 1f900000        // ucLocalAddr [::], dwLocalScopeId, dwLocalPort
 		00000000000000000000000000000000 00000000 00000000        // remote
@@ -55,7 +56,8 @@ var winTables = map[string]struct {
 			{local: netip.MustParseAddr("192.168.1.7"), remote: netip.MustParseAddrPort("46.46.46.1:54322"), open: true},
 		},
 	},
-	"MIB_UDPTABLE_OWNER_PID": {protocol: backends.UDP, hex: `
+	"MIB_UDPTABLE_OWNER_PID": {
+		protocol: backends.UDP, hex: `
 		03000000
 		00000000 1f900000 d2040000   // dwLocalAddr, dwLocalPort, dwOwningPid
 		00000000 14e90000 d2040000
@@ -65,7 +67,8 @@ var winTables = map[string]struct {
 			{local: netip.MustParseAddr("192.168.1.7"), listens: true},
 		},
 	},
-	"MIB_UDP6TABLE_OWNER_PID": {protocol: backends.UDP, is6: true, hex: `
+	"MIB_UDP6TABLE_OWNER_PID": {
+		protocol: backends.UDP, is6: true, hex: `
 		02000000
 		00000000000000000000000000000000 00000000 1f900000 d2040000
 		fe800000000000000000000000000007 0c000000 1f900000 d2040000`,

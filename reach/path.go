@@ -2,11 +2,10 @@ package reach
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
+	"sync"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/netbind"
@@ -15,20 +14,32 @@ import (
 // Path returns a prober that connects to the external endpoint through another uplink of this
 // host, such as a modem or a VPN. An arrival from a public address proves LevelInternet.
 //
-// A failure is Unreachable only if the router answered on the same path: it refused the
-// connection, or replied to an ICMP echo request. Otherwise the uplink itself may have failed,
-// and the Verdict is Unknown. It is Unknown too if the uplink has a public address: the kernel
-// drops packets from its own addresses that arrive from outside. There is nothing to measure
-// if this host itself has the external address, as with a pinhole.
-func Path(iface string) Prober { return path{iface} }
+// A failure is Unknown at first, because the uplink may be the cause: its provider may block the
+// port. It is Unreachable if this prober reached the same external endpoint before, and if the
+// router replies to an ICMP echo request through the uplink. There is nothing to measure if this
+// host itself has the external address, as with a pinhole.
+func Path(iface string) Prober { return &path{iface: iface, reached: map[pathKey]bool{}} }
 
-type path struct{ iface string }
+type path struct {
+	iface string
+
+	mu      sync.Mutex
+	reached map[pathKey]bool // the endpoints that were reached, at most maxReached
+}
+
+// pathKey identifies an external endpoint.
+type pathKey struct {
+	protocol backends.Protocol
+	external netip.AddrPort
+}
+
+const maxReached = 4096
 
 // Name implements Prober.
-func (p path) Name() string { return "path:" + p.iface }
+func (p *path) Name() string { return "path:" + p.iface }
 
 // Probe implements Prober.
-func (p path) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, error) {
+func (p *path) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, error) {
 	e := Evidence{Level: LevelInternet, To: t.Internal}
 	if err := externalEndpoint(t); err != nil {
 		return e, err
@@ -40,52 +51,50 @@ func (p path) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, e
 	case p.iface == t.Interface:
 		return e, fmt.Errorf("%w: %s leads to the gateway itself: name another uplink of this host", backends.ErrInvalid, p.iface)
 	case netbind.HasAddr(t.External.Addr()):
-		return e, fmt.Errorf("%w: this host itself has the external address, so a connection to it does not leave this host", backends.ErrUnsupported)
+		return e, errOwnAddress
 	}
 	control, err := netbind.Control(ifi)
 	if err != nil {
 		return e, err
 	}
-	d := dialer{control: control, from: t.IsFromInternet}
-	a := d.try(ctx, t, catcher)
-	if a.err == nil {
+	a := dialer{control}.try(ctx, t, catcher)
+	switch {
+	case a.err == nil && !t.IsFromInternet(a.arrival.From.Addr()):
+		return e, fmt.Errorf("a connection through %s arrived from %v, which is not an address of the internet", p.iface, a.arrival.From)
+	case a.err == nil:
+		p.remember(t)
 		e.Verdict, e.From, e.At, e.RTT = Reachable, a.arrival.From, a.arrival.At, a.rtt
 		e.Detail = fmt.Sprintf("a connection through %s arrived, from %v", p.iface, e.From)
 		return e, nil
-	}
-	if err := p.checkTranslated(ifi, t); err != nil {
-		return e, errors.Join(a.err, err)
-	}
-	switch {
-	case errors.Is(a.err, errAnswered), ctx.Err() != nil:
-		return e, a.err
-	case a.refused:
-		e.Verdict, e.Detail = Unreachable, fmt.Sprintf("a connection through %s to %v was refused", p.iface, t.External)
-		return e, nil
-	case !a.silent:
-		return e, a.err
+	case !a.missing:
+		return e, fmt.Errorf("through %s: %w", p.iface, a.err)
 	}
 	if err := echo(ctx, ifi, t.External.Addr()); err != nil {
-		return e, fmt.Errorf("%w; the router does not reply to an ICMP echo request through %s either, so the uplink may have failed: %w", a.err, p.iface, err)
+		return e, fmt.Errorf("through %s: %w; the router does not reply to an ICMP echo request there either, so the uplink may be the cause: %w", p.iface, a.err, err)
+	}
+	if !p.hasReached(t) {
+		return e, fmt.Errorf("through %s: %w, although the router replies to an ICMP echo request there: the port may be blocked, or %s cannot be used to measure it", p.iface, a.err, p.iface)
 	}
 	e.Verdict = Unreachable
-	e.Detail = fmt.Sprintf("a connection through %s to %v did not arrive, although the router replies on that path", p.iface, t.External)
+	e.Detail = fmt.Sprintf("through %s: %v, although earlier ones arrived and the router replies to an ICMP echo request there", p.iface, a.err)
 	return e, nil
 }
 
-// checkTranslated returns an error if packets of the uplink may arrive with an address of this
-// host as their source. The kernel drops such packets.
-func (p path) checkTranslated(ifi *net.Interface, t Target) error {
-	addrs, err := ifi.Addrs()
-	if err != nil {
-		return err
+// errOwnAddress is for a host that has the external address.
+var errOwnAddress = fmt.Errorf("%w: this host itself has the external address, so a connection to it does not leave this host", backends.ErrUnsupported)
+
+// remember records that an endpoint was reached.
+func (p *path) remember(t Target) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.reached) >= maxReached {
+		clear(p.reached)
 	}
-	isPublic := func(a net.Addr) bool {
-		prefix, err := netip.ParsePrefix(a.String())
-		return err == nil && prefix.Addr().Is4() == t.External.Addr().Is4() && backends.ScopeOf(prefix.Addr()) == backends.ScopePublic
-	}
-	if slices.ContainsFunc(addrs, isPublic) {
-		return fmt.Errorf("%s has a public address, and this host drops packets from its own addresses: the measurement shows nothing", p.iface)
-	}
-	return nil
+	p.reached[pathKey{t.Protocol, t.External}] = true
+}
+
+func (p *path) hasReached(t Target) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.reached[pathKey{t.Protocol, t.External}]
 }

@@ -197,7 +197,8 @@ type Catcher interface {
 	Visited() (at time.Time, from netip.AddrPort)
 }
 
-// newNonce returns a random text of 22 characters, which are valid in a URL. It has 128 bits.
+// NewNonce returns a random text of 22 characters for Expectation.First. It has 128 bits, and the
+// characters are valid in a URL.
 func NewNonce() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // it never fails
