@@ -1,0 +1,249 @@
+package reach
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/catch"
+)
+
+var testTarget = Target{
+	Protocol: backends.TCP,
+	External: netip.MustParseAddrPort("45.45.45.1:8080"),
+	Internal: netip.MustParseAddrPort("192.168.77.2:8080"),
+	Gateway:  netip.MustParseAddr("192.168.77.1"),
+}
+
+// fakeCatcher is a Catcher whose properties a test sets.
+type fakeCatcher struct {
+	catch.Queue
+	owner   Owner
+	blind   error
+	visitAt time.Time
+	visitor netip.AddrPort
+}
+
+func (c *fakeCatcher) Owner() Owner                      { return c.owner }
+func (c *fakeCatcher) Observing() error                  { return c.blind }
+func (c *fakeCatcher) Send([]byte, netip.AddrPort) error { return errors.ErrUnsupported }
+func (c *fakeCatcher) Visited() (time.Time, netip.AddrPort) {
+	return c.visitAt, c.visitor
+}
+
+// fakeProber returns one of its results at each call, the last one repeatedly.
+type fakeProber struct {
+	name    string
+	results []Evidence
+	errs    []error
+	takes   time.Duration
+	calls   int
+	ended   error // the cause of the end of the context of the last call
+}
+
+func (p *fakeProber) Name() string { return p.name }
+
+func (p *fakeProber) Probe(ctx context.Context, _ Target, _ Catcher) (Evidence, error) {
+	i := min(p.calls, len(p.results)-1)
+	p.calls++
+	if err := sleep(ctx, p.takes); err != nil {
+		p.ended = err
+		return Evidence{}, err
+	}
+	var err error
+	if i < len(p.errs) {
+		err = p.errs[i]
+	}
+	return p.results[i], err
+}
+
+var (
+	internet = Evidence{Verdict: Reachable, Level: LevelInternet, Detail: "arrived"}
+	lan      = Evidence{Verdict: Reachable, Level: LevelLAN, Detail: "arrived"}
+	missed   = Evidence{Verdict: Unreachable, Level: LevelLAN, Detail: "missed"}
+)
+
+// TestVerifySamples checks which samples lead to which verdict, and how long that takes.
+func TestVerifySamples(t *testing.T) {
+	for name, tt := range map[string]struct {
+		probers []*fakeProber
+		want    Verdict
+		proven  Level
+		calls   []int
+		takes   time.Duration
+	}{
+		"one success":              {[]*fakeProber{{results: []Evidence{internet}}}, Reachable, LevelInternet, []int{1}, 0},
+		"a failure twice":          {[]*fakeProber{{results: []Evidence{missed}}}, Unreachable, LevelListening, []int{2}, sampleInterval},
+		"a failure once":           {[]*fakeProber{{results: []Evidence{missed, lan}}}, Unknown, LevelLAN, []int{2}, sampleInterval},
+		"a failure, then an error": {[]*fakeProber{{results: []Evidence{missed, missed}, errs: []error{nil, errors.New("helper")}}}, Unknown, LevelListening, []int{2}, sampleInterval},
+		"an error":                 {[]*fakeProber{{results: []Evidence{missed}, errs: []error{errors.New("helper")}}}, Unknown, LevelListening, []int{1}, 0},
+		"a proof beside a failure": {[]*fakeProber{{results: []Evidence{missed}}, {results: []Evidence{internet}, takes: time.Second}}, Reachable, LevelInternet, []int{1, 1}, time.Second},
+		"a proof ends the others":  {[]*fakeProber{{results: []Evidence{missed}, takes: time.Hour}, {results: []Evidence{internet}}}, Reachable, LevelInternet, []int{1, 1}, 0},
+		"only the LAN":             {[]*fakeProber{{results: []Evidence{lan}}}, Unknown, LevelLAN, []int{1}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var probers []Prober
+				for _, p := range tt.probers {
+					probers = append(probers, p)
+				}
+				begun := time.Now()
+				r := Verify(t.Context(), testTarget, &fakeCatcher{owner: OwnerProgram}, probers...)
+				if r.Verdict != tt.want || r.Proven != tt.proven || r.Reason == "" {
+					t.Errorf("%v, proven %v, %q; want %v, %v", r.Verdict, r.Proven, r.Reason, tt.want, tt.proven)
+				}
+				for i, p := range tt.probers {
+					if p.calls != tt.calls[i] {
+						t.Errorf("prober %d was called %d times, want %d", i, p.calls, tt.calls[i])
+					}
+				}
+				if took := time.Since(begun); took != tt.takes {
+					t.Errorf("it took %v, want %v", took, tt.takes)
+				}
+			})
+		})
+	}
+}
+
+// TestVerifyCancelled checks that an end of the context in any phase never makes a port
+// unreachable.
+func TestVerifyCancelled(t *testing.T) {
+	for _, after := range []time.Duration{0, time.Second, 3 * time.Second, 6 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), after)
+			defer cancel()
+			p := &fakeProber{results: []Evidence{missed}, takes: 2 * time.Second}
+			r := Verify(ctx, testTarget, &fakeCatcher{owner: OwnerProgram}, p)
+			if r.Verdict != Unknown {
+				t.Errorf("cancelled after %v: %v", after, r.Verdict)
+			}
+		})
+	}
+}
+
+// TestVerifyUnobserved checks that a missing arrival counts only if arrivals are observed.
+func TestVerifyUnobserved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := Verify(t.Context(), testTarget, &fakeCatcher{owner: OwnerProgram, blind: errors.New("not accepting")}, &fakeProber{results: []Evidence{missed}})
+		if r.Verdict != Unknown {
+			t.Errorf("verdict %v, want unknown", r.Verdict)
+		}
+	})
+}
+
+// TestVerifyNotListening checks the verdict if a socket of this package stands for the program.
+func TestVerifyNotListening(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := Verify(t.Context(), testTarget, &fakeCatcher{owner: OwnerTemporary}, &fakeProber{results: []Evidence{internet}})
+		if r.Verdict != Unreachable || r.Proven != LevelInternet {
+			t.Errorf("%v, proven %v, want unreachable, and that the path works", r.Verdict, r.Proven)
+		}
+	})
+}
+
+// TestVerifyInferred checks that a measurement of another port proves nothing about this one.
+func TestVerifyInferred(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, e := range []Evidence{
+			{Verdict: Reachable, Level: LevelInternet, Inferred: true},
+			{Verdict: Unreachable, Level: LevelLAN, Inferred: true},
+		} {
+			r := Verify(t.Context(), testTarget, &fakeCatcher{owner: OwnerProgram}, &fakeProber{results: []Evidence{e}})
+			if r.Verdict != Unknown || r.Proven != LevelListening {
+				t.Errorf("%v, proven %v, want unknown, listening", r.Verdict, r.Proven)
+			}
+		}
+	})
+}
+
+// TestVerifyVisit checks which visits prove that the port is reachable.
+func TestVerifyVisit(t *testing.T) {
+	for name, tt := range map[string]struct {
+		age  time.Duration
+		from string
+		want Verdict
+	}{
+		"recent":               {time.Minute, "8.8.8.8:5000", Reachable},
+		"old":                  {visitAge + time.Second, "8.8.8.8:5000", Unknown},
+		"of the LAN":           {time.Minute, "192.168.77.3:5000", Unknown},
+		"of the router":        {time.Minute, "45.45.45.1:5000", Unknown},
+		"of the other family":  {time.Minute, "[2a0c:7777:2::2]:5000", Unknown},
+		"of a carrier's NAT":   {time.Minute, "100.64.0.2:5000", Unknown},
+		"of the documentation": {time.Minute, "203.0.113.2:5000", Unknown},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := &fakeCatcher{owner: OwnerProgram, visitAt: time.Now().Add(-tt.age), visitor: netip.MustParseAddrPort(tt.from)}
+				r := Verify(t.Context(), testTarget, c, &fakeProber{results: []Evidence{lan}})
+				if r.Verdict != tt.want {
+					t.Errorf("verdict %v, want %v", r.Verdict, tt.want)
+				}
+			})
+		})
+	}
+}
+
+// TestIsFromInternet checks the rule for IPv6, where the hosts of a home have public addresses.
+func TestIsFromInternet(t *testing.T) {
+	target := Target{External: netip.MustParseAddrPort("[2a0c:7777:1::2]:80"), Internal: netip.MustParseAddrPort("[2a0c:7777:1::2]:80"), Gateway: netip.MustParseAddr("fe80::1%eth0")}
+	for addr, want := range map[string]bool{
+		"2a0c:7777:2::2":   true,
+		"2a0c:7777:1::3":   false, // the same network
+		"2a0c:7777:1:5::3": false, // the same site
+		"2a0c:7777:1::2":   false,
+		"fe80::2":          false,
+		"fd00::2":          false,
+		"2001:db8::1":      false,
+		"8.8.8.8":          false,
+	} {
+		if got := target.IsFromInternet(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("IsFromInternet(%s) = %v", addr, got)
+		}
+	}
+}
+
+// TestMoreEvidence checks, with random evidence, that more evidence never makes a proven port
+// unreachable, unless no program listens.
+func TestMoreEvidence(t *testing.T) {
+	for range 2000 {
+		var all []Evidence
+		for range rand.IntN(6) {
+			all = append(all, Evidence{
+				Method: "random", Detail: "a detail", Verdict: Verdict(rand.IntN(3)), Level: Level(rand.IntN(5)), Inferred: rand.IntN(4) == 0, Err: errors.New("no"),
+			})
+		}
+		more := append(append([]Evidence{}, all...), Evidence{Method: "more", Detail: "a detail", Verdict: Verdict(rand.IntN(3)), Level: Level(rand.IntN(5))})
+		before, after := conclude(testTarget, OwnerProgram, all), conclude(testTarget, OwnerProgram, more)
+		if before.Verdict == Reachable && after.Verdict != Reachable {
+			t.Fatalf("%v becomes %v by %+v", before.Verdict, after.Verdict, more[len(more)-1])
+		}
+		if after.Reason == "" {
+			t.Fatal("no reason")
+		}
+	}
+}
+
+// TestCombine checks that a result of several ports is that of the worst.
+func TestCombine(t *testing.T) {
+	good, bad, unknown := Result{Verdict: Reachable, Proven: LevelInternet}, Result{Verdict: Unreachable, Proven: LevelNone}, Result{Verdict: Unknown, Proven: LevelLAN}
+	for _, tt := range []struct {
+		all    []Result
+		want   Verdict
+		proven Level
+	}{
+		{nil, Unknown, LevelNone},
+		{[]Result{good}, Reachable, LevelInternet},
+		{[]Result{good, good}, Reachable, LevelInternet},
+		{[]Result{good, unknown}, Unknown, LevelLAN},
+		{[]Result{unknown, bad, good}, Unreachable, LevelNone},
+	} {
+		if r := Combine(tt.all...); r.Verdict != tt.want || r.Proven != tt.proven {
+			t.Errorf("Combine(%v) = %v, %v", tt.all, r.Verdict, r.Proven)
+		}
+	}
+}
