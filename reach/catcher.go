@@ -32,6 +32,7 @@ type Port struct {
 	queue  catch.Queue
 	conn   *net.UDPConn
 	ln     *net.TCPListener
+	slots  chan struct{} // has room for maxExamined connections
 	work   sync.WaitGroup
 	ctx    context.Context //nolint:containedctx // ends with Close
 	cancel context.CancelFunc
@@ -54,7 +55,7 @@ func open(ctx context.Context, t Target, mayListen bool) (*Port, error) {
 	if !t.Internal.IsValid() || t.Internal.Port() == 0 {
 		return nil, fmt.Errorf("reach: %w: the internal port is not known", backends.ErrInvalid)
 	}
-	p := &Port{target: t}
+	p := &Port{target: t, slots: make(chan struct{}, maxExamined)}
 	p.ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if t.Protocol != backends.TCP && t.Protocol != backends.UDP {
 		p.blind = fmt.Errorf("%w: only TCP and UDP ports can be observed, not %v", backends.ErrUnsupported, t.Protocol)
@@ -65,7 +66,16 @@ func open(ctx context.Context, t Target, mayListen bool) (*Port, error) {
 		return p, nil
 	}
 	used, err := Listeners(t.Protocol, t.Internal.Port())
-	if len(used) > 0 || !mayListen || err != nil && isUsedAtAll(t) {
+	other := !mayListen
+	switch {
+	case other:
+	case err != nil:
+		other = isUsedAtAll(t)
+	default:
+		received, receivesErr := receives(used, t)
+		other = received || receivesErr != nil
+	}
+	if other {
 		p.openOther()
 		return p, nil
 	}
@@ -184,7 +194,6 @@ func (p *Port) Visited() (time.Time, netip.AddrPort) { return time.Time{}, netip
 
 // accept examines the connections to a temporary socket. It closes all of them.
 func (p *Port) accept() {
-	slots := make(chan struct{}, maxExamined)
 	for {
 		conn, err := p.ln.AcceptTCP()
 		if err != nil {
@@ -202,14 +211,14 @@ func (p *Port) accept() {
 			continue
 		}
 		select {
-		case slots <- struct{}{}:
+		case p.slots <- struct{}{}:
 		default:
 			p.missed(fmt.Errorf("more than %d connections arrived at once", maxExamined))
 			_ = conn.Close()
 			continue
 		}
 		p.work.Go(func() {
-			defer func() { <-slots }()
+			defer func() { <-p.slots }()
 			stop := context.AfterFunc(p.ctx, func() { _ = conn.Close() })
 			defer stop()
 			if !p.queue.Conn(conn) {
@@ -258,9 +267,8 @@ func (p *Port) connections() (remotes []netip.AddrPort) {
 		p.missed(fmt.Errorf("the connections of another program cannot be observed: %w", err))
 		return nil
 	}
-	local := p.target.Internal.Addr().Unmap().WithZone("") // the table has no zones
 	for _, s := range rows {
-		if s.open && s.local == local {
+		if s.open && s.local == p.target.bound() {
 			remotes = append(remotes, s.remote)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/errno"
+	"github.com/natforward/goforward/internal/netbind"
 )
 
 // Listeners returns the local addresses of the sockets of this host that wait for connections
@@ -44,43 +45,46 @@ type socket struct {
 func measureListening(t Target, catcher Catcher) Evidence {
 	e := Evidence{Method: MethodListening, Level: LevelListening, To: t.Internal}
 	program := fmt.Sprintf("%v port %d", t.Protocol, t.Internal.Port())
-	switch catcher.Owner() {
-	case OwnerProgram:
+	owner := catcher.Owner()
+	if owner == OwnerProgram {
 		e.Verdict, e.Detail = Reachable, "this program listens on "+program
 		return complete(e, t)
-	case OwnerTemporary:
-		e.Verdict, e.Detail = Unreachable, "no program on this host listens on "+program
-		return complete(e, t)
-	case OwnerNone:
+	}
+	if owner == OwnerNone && !netbind.HasAddr(t.Internal.Addr()) {
 		e.Err = catcher.Observing()
 		return complete(e, t)
 	}
 	addrs, err := Listeners(t.Protocol, t.Internal.Port())
 	received := false
-	if err == nil {
+	if owner == OwnerTemporary { // only sockets at other addresses belong to programs; an error means that none is known
+		addrs, err = slices.DeleteFunc(addrs, func(a netip.Addr) bool { return a == t.bound() }), nil
+	} else if err == nil {
 		received, err = receives(addrs, t)
 	}
 	switch {
-	case err != nil: // the port is in use, but by which kind of socket is not known
+	case err != nil: // whether a program listens is not known
 		e.Err = err
-	case len(addrs) == 0:
-		e.Verdict, e.Detail = Unreachable, "no program on this host listens on "+program
 	case received:
 		e.Verdict, e.Detail = Reachable, "a program listens on "+program
+	case len(addrs) == 0:
+		e.Verdict, e.Detail = Unreachable, "no program on this host listens on "+program
 	case !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !a.IsLoopback() }):
 		e.Verdict = Unreachable
 		e.Detail = fmt.Sprintf("the program on %s listens only on %v, which other hosts cannot reach", program, addrs[0])
 	default:
 		e.Verdict = Unreachable
-		e.Detail = fmt.Sprintf("the program on %s listens on %v, but connections arrive at %v", program, addrs[0], t.Internal.Addr())
+		e.Detail = fmt.Sprintf("the program on %s listens on %v, but connections arrive at %v", program, addrs[0], t.bound())
 	}
 	return complete(e, t)
 }
 
+// bound returns the internal address as the table of sockets shows it.
+func (t Target) bound() netip.Addr { return t.Internal.Addr().Unmap().WithZone("") }
+
 // receives reports whether one of the sockets that are bound to addrs receives what arrives at
 // the internal endpoint.
 func receives(addrs []netip.Addr, t Target) (bool, error) {
-	internal := t.Internal.Addr().Unmap().WithZone("")
+	internal := t.bound()
 	for _, a := range addrs {
 		if a.WithZone("") == internal || a.IsUnspecified() && a.Is4() == internal.Is4() {
 			return true, nil
