@@ -68,16 +68,23 @@ func TestPortTemporary(t *testing.T) {
 						t.Errorf("a wrong nonce received %q", answer)
 					}
 				}
-				right := dial(t, target)
-				if _, err := io.WriteString(right, greeting+"nonce"); err != nil {
-					t.Fatal(err)
-				}
-				if a := <-arrivals; a.From != localOf(t, right) || a.InTable || a.At.IsZero() {
-					t.Errorf("%+v, want from %v", a, right.LocalAddr())
-				}
-				answer := make([]byte, 100)
-				if n, err := right.Read(answer); err != nil || string(answer[:n]) != "answer" {
-					t.Errorf("answer %q, %v", answer[:n], err)
+				for {
+					right := dial(t, target)
+					if _, err := io.WriteString(right, greeting+"nonce"); err != nil {
+						t.Fatal(err)
+					}
+					answer := make([]byte, 100)
+					n, err := right.Read(answer)
+					if p == backends.TCP && n == 0 && len(arrivals) == 0 {
+						continue // this process was too slow to send in time
+					}
+					if err != nil || string(answer[:n]) != "answer" {
+						t.Errorf("answer %q, %v", answer[:n], err)
+					}
+					if a := <-arrivals; a.From != localOf(t, right) || a.InTable || a.At.IsZero() {
+						t.Errorf("%+v, want from %v", a, right.LocalAddr())
+					}
+					break
 				}
 				if at, from := port.Visited(); !at.IsZero() || from.IsValid() {
 					t.Errorf("visited at %v from %v", at, from)

@@ -47,6 +47,7 @@ type Queue struct {
 	count   atomic.Int32 // the number of pending expectations
 	mu      sync.Mutex
 	pending []*pending
+	timeout time.Duration // for tests; 0 means examineTimeout
 }
 
 type pending struct {

@@ -1,6 +1,7 @@
 package catch
 
 import (
+	"cmp"
 	"io"
 	"net"
 	"net/netip"
@@ -13,7 +14,8 @@ const examineTimeout = 300 * time.Millisecond
 
 // Conn examines an accepted connection. If it is caught, Conn sends the answer, closes the
 // connection and returns true. Otherwise no byte was read from the connection, and it has no
-// read deadline if its source was expected.
+// read deadline if its source was expected. If the peer reset the connection, the program may
+// see the end of the stream instead.
 func (q *Queue) Conn(conn *net.TCPConn) (caught bool) {
 	remote, ok := conn.RemoteAddr().(*net.TCPAddr)
 	if !ok || !q.Examines(remote.AddrPort().Addr()) {
@@ -24,7 +26,8 @@ func (q *Queue) Conn(conn *net.TCPConn) (caught bool) {
 
 func (q *Queue) examine(conn *net.TCPConn, from netip.AddrPort) (caught bool) {
 	var answer []byte
-	_ = conn.SetReadDeadline(time.Now().Add(examineTimeout))
+	timeout := cmp.Or(q.timeout, examineTimeout)
+	_ = conn.SetReadDeadline(time.Now().Add(timeout))
 	_ = peek(conn, func(first []byte) (enough bool) {
 		var mayMatch bool
 		answer, caught, mayMatch = q.Match(first, from)
@@ -32,16 +35,16 @@ func (q *Queue) examine(conn *net.TCPConn, from netip.AddrPort) (caught bool) {
 	})
 	_ = conn.SetReadDeadline(time.Time{})
 	if caught {
-		reply(conn, answer)
+		reply(conn, answer, timeout)
 	}
 	return caught
 }
 
 // reply sends an answer and closes the connection. Before that, it reads what the source sends:
 // otherwise the kernel resets the connection, and the source may lose the answer.
-func reply(conn *net.TCPConn, answer []byte) {
+func reply(conn *net.TCPConn, answer []byte, timeout time.Duration) {
 	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(examineTimeout))
+	_ = conn.SetDeadline(time.Now().Add(timeout))
 	if _, err := conn.Write(answer); err != nil {
 		return
 	}
