@@ -146,3 +146,7 @@ func NewRegistry(jitter func(time.Duration) time.Duration) *Registry {
 func (f *Forwarder) SetRegistry(r *Registry, jitter func(time.Duration) time.Duration) {
 	f.jitter, f.registry = jitter, r
 }
+
+// SetExamineTimeout sets how long a Listener waits for the first bytes of a connection that may be
+// of a prober. Call it before Verify.
+func (l *Listener) SetExamineTimeout(d time.Duration) { l.socket.queue.Timeout = d }

@@ -31,22 +31,23 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return conn, nil
 }
 
-// AcceptTCP is Accept with the connection type of package net.
+// AcceptTCP is Accept with the connection type of package net. While the mapping is verified, the
+// connections of probers are not returned, and other connections that a prober's could be are
+// returned when their first bytes have arrived, or 300 ms later.
 func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 	l.socket.begin()
 	defer l.socket.end()
-	for {
-		conn, err := l.TCPListener.AcceptTCP()
-		switch {
-		case err != nil:
-			return nil, err
-		case l.socket.queue.Conn(conn): // a prober's
-			continue
-		}
-		l.recordVisit(tcpEndpoint(conn.RemoteAddr()), tcpEndpoint(conn.LocalAddr()))
-		return conn, nil
+	conn, err := l.socket.accepter.accept()
+	if err != nil {
+		return nil, err
 	}
+	l.recordVisit(tcpEndpoint(conn.RemoteAddr()), tcpEndpoint(conn.LocalAddr()))
+	return conn, nil
 }
+
+// SetDeadline sets the time after which Accept fails with a timeout, like the method of
+// net.TCPListener. The zero Time means never.
+func (l *Listener) SetDeadline(t time.Time) error { return l.socket.accepter.setDeadline(t) }
 
 // recordVisit records a connection if it is from the internet.
 func (l *Listener) recordVisit(from, to netip.AddrPort) {
@@ -263,8 +264,11 @@ func (f *Forwarder) forwardSocket(p backends.Protocol, network string, socket io
 		return socketMappings{}, err
 	}
 	r := socketMappings{socket: &socketState{protocol: p, port: bound.Port()}}
-	if conn, is := socket.(*net.UDPConn); is {
-		r.socket.send = conn.WriteToUDPAddrPort
+	switch socket := socket.(type) {
+	case *net.UDPConn:
+		r.socket.send = socket.WriteToUDPAddrPort
+	case *net.TCPListener:
+		r.socket.accepter = accepter{listener: socket, queue: &r.socket.queue}
 	}
 	for _, s := range specs {
 		s.socket = r.socket
@@ -274,6 +278,7 @@ func (f *Forwarder) forwardSocket(p backends.Protocol, network string, socket io
 	r.close = func() error {
 		return closing.do(context.Background(), func() error {
 			err := socket.Close() // first, so that no connection is accepted that cannot be served
+			r.socket.accepter.close()
 			_, deleteErr := f.closeAll(context.Background(), r.mappings)
 			return errors.Join(err, deleteErr)
 		})

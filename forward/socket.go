@@ -23,6 +23,7 @@ type socketState struct {
 	port     uint16
 	send     func([]byte, netip.AddrPort) (int, error) // nil for TCP
 	queue    catch.Queue
+	accepter accepter // for TCP
 
 	waiting   atomic.Int32              // the number of calls that wait for a connection or datagram
 	waitedAt  atomic.Pointer[time.Time] // when the last of these calls returned, if something was expected

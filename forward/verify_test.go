@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"sync"
 	"testing"
@@ -389,5 +390,91 @@ func TestVerifyDeadPath(t *testing.T) {
 	r, err := ln.Mapping().Verify(testContext(t), gw.Prober())
 	if err != nil || r.Verdict != reach.Unreachable || r.Proven != reach.LevelListening {
 		t.Errorf("Verify: %+v, %v, want unreachable", r, err)
+	}
+}
+
+// expectingProber expects a connection from any source until it is released.
+type expectingProber struct{ expects, release chan struct{} }
+
+func (*expectingProber) Name() string { return "expecting" }
+
+func (p *expectingProber) Probe(ctx context.Context, _ reach.Target, c reach.Catcher) (reach.Evidence, error) {
+	_, stop := c.Expect(reach.Expectation{First: "GFWD1 " + reach.NewNonce()})
+	defer stop()
+	close(p.expects)
+	select {
+	case <-p.release:
+	case <-ctx.Done():
+	}
+	return reach.Evidence{}, errors.New("released")
+}
+
+// TestAcceptWhileVerifying checks that a connection that sends nothing does not delay others while
+// a prober is expected, that it is accepted when it sends something, and that deadlines and Close
+// have the same effect as without a verification.
+func TestAcceptWhileVerifying(t *testing.T) {
+	_, f := gatewayAndForwarder(t, forward.Config{}, gatewaytest.Config{})
+	ln, err := f.Listen(testContext(t), "tcp4", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.SetExamineTimeout(time.Hour)
+	if err := ln.Wait(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	p := &expectingProber{make(chan struct{}), make(chan struct{})}
+	var work sync.WaitGroup
+	work.Go(func() { _, _ = ln.Mapping().Verify(testContext(t), p) })
+	<-p.expects
+	dial := func() net.Conn {
+		conn, err := net.Dial("tcp4", fmt.Sprintf("127.0.0.1:%d", ln.Mapping().Internal().Port()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		return conn
+	}
+	accept := func(from net.Conn, text string) {
+		t.Helper()
+		conn, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if got, want := conn.RemoteAddr().String(), from.LocalAddr().String(); got != want {
+			t.Fatalf("accepted %s, want %s", got, want)
+		}
+		got := make([]byte, len(text))
+		if _, err := io.ReadFull(conn, got); err != nil || string(got) != text {
+			t.Errorf("read %q, %v, want %q", got, err, text)
+		}
+	}
+	silent, other, held := dial(), dial(), dial()
+	_, _ = other.Write([]byte("other"))
+	accept(other, "other") // although silent came first
+	_, _ = silent.Write([]byte("GFWD1 x"))
+	accept(silent, "GFWD1 x")
+	if err := ln.SetDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ln.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("Accept after the deadline: %v", err)
+	}
+	if err := ln.SetDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	last := dial()
+	_, _ = last.Write([]byte("last"))
+	accept(last, "last")
+	close(p.release)
+	work.Wait()
+	if err := ln.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := held.Read(make([]byte, 1)); err == nil {
+		t.Error("a connection that was being examined is open after Close")
+	}
+	if _, err := ln.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept after Close: %v", err)
 	}
 }

@@ -47,7 +47,9 @@ type Queue struct {
 	count   atomic.Int32 // the number of pending expectations
 	mu      sync.Mutex
 	pending []*pending
-	timeout time.Duration // for tests; 0 means examineTimeout
+	// Timeout is how long a connection from an expected source may take to send its first bytes.
+	// Zero means 300 ms.
+	Timeout time.Duration
 }
 
 type pending struct {

@@ -26,7 +26,7 @@ func (q *Queue) Conn(conn *net.TCPConn) (caught bool) {
 
 func (q *Queue) examine(conn *net.TCPConn, from netip.AddrPort) (caught bool) {
 	var answer []byte
-	timeout := cmp.Or(q.timeout, examineTimeout)
+	timeout := cmp.Or(q.Timeout, examineTimeout)
 	_ = conn.SetReadDeadline(time.Now().Add(timeout))
 	_ = peek(conn, func(first []byte) (enough bool) {
 		var mayMatch bool

@@ -87,7 +87,7 @@ func TestConnCaught(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			client, server := pair(t)
-			q := Queue{timeout: never}
+			q := Queue{Timeout: never}
 			compared := make(chan struct{}, 100)
 			arrivals, remove := q.Expect(reporting(compared))
 			defer remove()
@@ -121,7 +121,7 @@ func TestConnNoAnswer(t *testing.T) {
 	t.Parallel()
 	skipUnsupported(t)
 	client, server := pair(t)
-	q := Queue{timeout: never}
+	q := Queue{Timeout: never}
 	arrivals, remove := q.Expect(Expectation{First: text})
 	defer remove()
 	write(t, client, text)
@@ -149,9 +149,9 @@ func TestConnLeft(t *testing.T) {
 			t.Run(fmt.Sprintf("%d bytes, %s", n, name), func(t *testing.T) {
 				t.Parallel()
 				client, server := pair(t)
-				q := Queue{timeout: never}
+				q := Queue{Timeout: never}
 				if name == "the end" {
-					q.timeout = time.Millisecond
+					q.Timeout = time.Millisecond
 				}
 				compared := make(chan struct{}, 100)
 				arrivals, remove := q.Expect(reporting(compared))
@@ -201,7 +201,7 @@ func TestConnSilent(t *testing.T) {
 	t.Parallel()
 	for _, first := range []string{"", text[:10]} {
 		client, server := pair(t)
-		q := Queue{timeout: time.Millisecond}
+		q := Queue{Timeout: time.Millisecond}
 		arrivals, remove := q.Expect(Expectation{First: text})
 		defer remove()
 		write(t, client, first)
@@ -221,7 +221,7 @@ func TestConnClosed(t *testing.T) {
 	t.Parallel()
 	for _, reset := range []bool{false, true} {
 		client, server := pair(t)
-		q := Queue{timeout: never}
+		q := Queue{Timeout: never}
 		arrivals, remove := q.Expect(Expectation{First: text})
 		defer remove()
 		if reset {
@@ -278,7 +278,7 @@ func TestConnNotExamined(t *testing.T) {
 func TestConnOnce(t *testing.T) {
 	t.Parallel()
 	skipUnsupported(t)
-	q := Queue{timeout: never}
+	q := Queue{Timeout: never}
 	arrivals, remove := q.Expect(Expectation{First: text})
 	defer remove()
 	otherArrivals, removeOther := q.Expect(Expectation{First: "GFWD1 other"}) // so that the second connection is examined
@@ -308,7 +308,7 @@ func TestConnLong(t *testing.T) {
 	skipUnsupported(t)
 	long := strings.Repeat("x", MaxFirst)
 	client, server := pair(t)
-	q := Queue{timeout: never}
+	q := Queue{Timeout: never}
 	arrivals, remove := q.Expect(Expectation{First: long})
 	defer remove()
 	write(t, client, long+"more")

@@ -1,0 +1,135 @@
+package forward
+
+import (
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/natforward/goforward/internal/catch"
+)
+
+// maxExamined is the number of connections that are examined at once. The program gets the others
+// unexamined.
+const maxExamined = 32
+
+// accepter accepts connections, and keeps those of probers from the program. Each connection from
+// an expected source is examined on a goroutine of its own, so that others do not wait for it.
+// While nothing is expected, it only calls the listener.
+type accepter struct {
+	listener *net.TCPListener
+	queue    *catch.Queue
+
+	mu       sync.Mutex
+	deadline time.Time            // what the program set; zero: none
+	passed   []*net.TCPConn       // examined connections for the program
+	running  map[*net.TCPConn]any // connections that are examined now
+	closed   bool
+	work     sync.WaitGroup
+}
+
+// accept returns the next connection for the program.
+func (a *accepter) accept() (*net.TCPConn, error) {
+	for {
+		if conn := a.takePassed(); conn != nil {
+			return conn, nil
+		}
+		conn, err := a.listener.AcceptTCP()
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded) && !a.isOverdue():
+			continue // pass has interrupted the call
+		case err != nil:
+			return nil, err
+		case a.queue.IsEmpty() || !a.examine(conn):
+			return conn, nil
+		}
+	}
+}
+
+// takePassed returns an examined connection, or nil. When there is none left, the listener
+// obeys the deadline of the program again.
+func (a *accepter) takePassed() *net.TCPConn {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.passed) == 0 {
+		return nil
+	}
+	conn := a.passed[0]
+	if a.passed = a.passed[1:]; len(a.passed) == 0 {
+		_ = a.listener.SetDeadline(a.deadline) // fails only if the listener is closed
+	}
+	return conn
+}
+
+// isOverdue reports whether the deadline of the program is over.
+func (a *accepter) isOverdue() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !a.deadline.IsZero() && !time.Now().Before(a.deadline)
+}
+
+// setDeadline sets the deadline of the program.
+func (a *accepter) setDeadline(t time.Time) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.deadline = t
+	if len(a.passed) > 0 {
+		return nil // the listener is being interrupted
+	}
+	return a.listener.SetDeadline(t)
+}
+
+// examine begins to examine a connection. It returns false if that is not necessary.
+func (a *accepter) examine(conn *net.TCPConn) bool {
+	if !a.queue.Examines(tcpEndpoint(conn.RemoteAddr()).Addr()) {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed || len(a.running) >= maxExamined {
+		return false
+	}
+	if a.running == nil {
+		a.running = map[*net.TCPConn]any{}
+	}
+	a.running[conn] = nil
+	a.work.Go(func() {
+		if !a.queue.Conn(conn) {
+			a.pass(conn)
+			return
+		}
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		delete(a.running, conn)
+	})
+	return true
+}
+
+// pass gives an examined connection to the program, and interrupts the accept that waits.
+func (a *accepter) pass(conn *net.TCPConn) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.running, conn)
+	if a.closed {
+		_ = conn.Close()
+		return
+	}
+	a.passed = append(a.passed, conn)
+	_ = a.listener.SetDeadline(time.Unix(1, 0))
+}
+
+// close closes the connections that the program has not accepted. The listener is closed already.
+func (a *accepter) close() {
+	a.mu.Lock()
+	a.closed = true
+	for _, conn := range a.passed {
+		_ = conn.Close()
+	}
+	a.passed = nil
+	for conn := range a.running {
+		_ = conn.Close()
+	}
+	a.mu.Unlock()
+	a.work.Wait()
+}
