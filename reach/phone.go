@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/netbind"
 )
 
 // phoneTimeout is how long the prober waits for a person.
@@ -61,6 +62,9 @@ func (p phone) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 		if t.IsFromInternet(a.From.Addr()) {
 			e.Detail = fmt.Sprintf("the phone's connection arrived, from %v", a.From)
 			return e, nil
+		}
+		if netbind.HasAddr(a.From.Addr()) {
+			return Evidence{Level: LevelInternet}, fmt.Errorf("the URL was opened on this host itself, from %v: open it on a phone", a.From)
 		}
 		e.Level = LevelLAN
 		if from := a.From.Addr(); from == t.External.Addr() || from == t.Gateway { // the router forwarded it, with its own address as the source
