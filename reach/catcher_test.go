@@ -194,7 +194,7 @@ func TestPortOther(t *testing.T) {
 			old := dial(t, target) // a connection that is older than the expectation is not the expected one
 			older, stopOlder := port.Expect(Expectation{First: greeting + "nonce", SourcePort: localOf(t, old).Port()})
 			defer stopOlder()
-			local, err := freePort(t.Context(), tt.internal, tt.internal)
+			local, err := freePort(t.Context(), tt.internal)
 			if err != nil {
 				t.Fatal(err)
 			}

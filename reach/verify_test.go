@@ -20,8 +20,8 @@ var testTarget = Target{
 	Gateway:  netip.MustParseAddr("192.168.77.1"),
 }
 
-// fakeCatcher is a Catcher whose properties a test sets.
-type fakeCatcher struct {
+// stubCatcher is a Catcher whose properties a test sets.
+type stubCatcher struct {
 	catch.Queue
 	owner   Owner
 	blind   error
@@ -29,15 +29,15 @@ type fakeCatcher struct {
 	visitor netip.AddrPort
 }
 
-func (c *fakeCatcher) Owner() Owner                      { return c.owner }
-func (c *fakeCatcher) Observing() error                  { return c.blind }
-func (c *fakeCatcher) Send([]byte, netip.AddrPort) error { return errors.ErrUnsupported }
-func (c *fakeCatcher) Visited() (time.Time, netip.AddrPort) {
+func (c *stubCatcher) Owner() Owner                      { return c.owner }
+func (c *stubCatcher) Observing() error                  { return c.blind }
+func (c *stubCatcher) Send([]byte, netip.AddrPort) error { return errors.ErrUnsupported }
+func (c *stubCatcher) Visited() (time.Time, netip.AddrPort) {
 	return c.visitAt, c.visitor
 }
 
-// fakeProber returns one of its results at each call, the last one repeatedly.
-type fakeProber struct {
+// stubProber returns one of its results at each call, the last one repeatedly.
+type stubProber struct {
 	name    string
 	results []Evidence
 	errs    []error
@@ -46,9 +46,9 @@ type fakeProber struct {
 	ended   error // the cause of the end of the context of the last call
 }
 
-func (p *fakeProber) Name() string { return p.name }
+func (p *stubProber) Name() string { return p.name }
 
-func (p *fakeProber) Probe(ctx context.Context, _ Target, _ Catcher) (Evidence, error) {
+func (p *stubProber) Probe(ctx context.Context, _ Target, _ Catcher) (Evidence, error) {
 	i := min(p.calls, len(p.results)-1)
 	p.calls++
 	if err := sleep(ctx, p.takes); err != nil {
@@ -71,20 +71,20 @@ var (
 // TestVerifySamples checks which samples lead to which verdict, and how long that takes.
 func TestVerifySamples(t *testing.T) {
 	for name, tt := range map[string]struct {
-		probers []*fakeProber
+		probers []*stubProber
 		want    Verdict
 		proven  Level
 		calls   []int
 		takes   time.Duration
 	}{
-		"one success":              {[]*fakeProber{{results: []Evidence{internet}}}, Reachable, LevelInternet, []int{1}, 0},
-		"a failure twice":          {[]*fakeProber{{results: []Evidence{missed}}}, Unreachable, LevelListening, []int{2}, sampleInterval},
-		"a failure once":           {[]*fakeProber{{results: []Evidence{missed, lan}}}, Unknown, LevelLAN, []int{2}, sampleInterval},
-		"a failure, then an error": {[]*fakeProber{{results: []Evidence{missed, missed}, errs: []error{nil, errors.New("helper")}}}, Unknown, LevelListening, []int{2}, sampleInterval},
-		"an error":                 {[]*fakeProber{{results: []Evidence{missed}, errs: []error{errors.New("helper")}}}, Unknown, LevelListening, []int{1}, 0},
-		"a proof beside a failure": {[]*fakeProber{{results: []Evidence{missed}}, {results: []Evidence{internet}, takes: time.Second}}, Reachable, LevelInternet, []int{1, 1}, time.Second},
-		"a proof ends the others":  {[]*fakeProber{{results: []Evidence{missed}, takes: time.Hour}, {results: []Evidence{internet}}}, Reachable, LevelInternet, []int{1, 1}, 0},
-		"only the LAN":             {[]*fakeProber{{results: []Evidence{lan}}}, Unknown, LevelLAN, []int{1}, 0},
+		"one success":              {[]*stubProber{{results: []Evidence{internet}}}, Reachable, LevelInternet, []int{1}, 0},
+		"a failure twice":          {[]*stubProber{{results: []Evidence{missed}}}, Unreachable, LevelListening, []int{2}, sampleInterval},
+		"a failure once":           {[]*stubProber{{results: []Evidence{missed, lan}}}, Unknown, LevelLAN, []int{2}, sampleInterval},
+		"a failure, then an error": {[]*stubProber{{results: []Evidence{missed, missed}, errs: []error{nil, errors.New("helper")}}}, Unknown, LevelListening, []int{2}, sampleInterval},
+		"an error":                 {[]*stubProber{{results: []Evidence{missed}, errs: []error{errors.New("helper")}}}, Unknown, LevelListening, []int{1}, 0},
+		"a proof beside a failure": {[]*stubProber{{results: []Evidence{missed}}, {results: []Evidence{internet}, takes: time.Second}}, Reachable, LevelInternet, []int{1, 1}, time.Second},
+		"a proof ends the others":  {[]*stubProber{{results: []Evidence{missed}, takes: time.Hour}, {results: []Evidence{internet}}}, Reachable, LevelInternet, []int{1, 1}, 0},
+		"only the LAN":             {[]*stubProber{{results: []Evidence{lan}}}, Unknown, LevelLAN, []int{1}, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -93,7 +93,7 @@ func TestVerifySamples(t *testing.T) {
 					probers = append(probers, p)
 				}
 				begun := time.Now()
-				r := Verify(t.Context(), testTarget, &fakeCatcher{owner: OwnerProgram}, probers...)
+				r := Verify(t.Context(), testTarget, &stubCatcher{owner: OwnerProgram}, probers...)
 				if r.Verdict != tt.want || r.Proven != tt.proven || r.Reason == "" {
 					t.Errorf("%v, proven %v, %q; want %v, %v", r.Verdict, r.Proven, r.Reason, tt.want, tt.proven)
 				}
@@ -117,8 +117,8 @@ func TestVerifyCancelled(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), after)
 			defer cancel()
-			p := &fakeProber{results: []Evidence{missed}, takes: 2 * time.Second}
-			r := Verify(ctx, testTarget, &fakeCatcher{owner: OwnerProgram}, p)
+			p := &stubProber{results: []Evidence{missed}, takes: 2 * time.Second}
+			r := Verify(ctx, testTarget, &stubCatcher{owner: OwnerProgram}, p)
 			if r.Verdict != Unknown {
 				t.Errorf("cancelled after %v: %v", after, r.Verdict)
 			}
@@ -129,7 +129,7 @@ func TestVerifyCancelled(t *testing.T) {
 // TestVerifyUnobserved checks that a missing arrival counts only if arrivals are observed.
 func TestVerifyUnobserved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := Verify(t.Context(), testTarget, &fakeCatcher{owner: OwnerProgram, blind: errors.New("not accepting")}, &fakeProber{results: []Evidence{missed}})
+		r := Verify(t.Context(), testTarget, &stubCatcher{owner: OwnerProgram, blind: errors.New("not accepting")}, &stubProber{results: []Evidence{missed}})
 		if r.Verdict != Unknown {
 			t.Errorf("verdict %v, want unknown", r.Verdict)
 		}
@@ -139,7 +139,7 @@ func TestVerifyUnobserved(t *testing.T) {
 // TestVerifyNotListening checks the verdict if a socket of this package stands for the program.
 func TestVerifyNotListening(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := Verify(t.Context(), testTarget, &fakeCatcher{owner: OwnerTemporary}, &fakeProber{results: []Evidence{internet}})
+		r := Verify(t.Context(), testTarget, &stubCatcher{owner: OwnerTemporary}, &stubProber{results: []Evidence{internet}})
 		if r.Verdict != Unreachable || r.Proven != LevelInternet {
 			t.Errorf("%v, proven %v, want unreachable, and that the path works", r.Verdict, r.Proven)
 		}
@@ -153,7 +153,7 @@ func TestVerifyInferred(t *testing.T) {
 			{Verdict: Reachable, Level: LevelInternet, Inferred: true},
 			{Verdict: Unreachable, Level: LevelLAN, Inferred: true},
 		} {
-			r := Verify(t.Context(), testTarget, &fakeCatcher{owner: OwnerProgram}, &fakeProber{results: []Evidence{e}})
+			r := Verify(t.Context(), testTarget, &stubCatcher{owner: OwnerProgram}, &stubProber{results: []Evidence{e}})
 			if r.Verdict != Unknown || r.Proven != LevelListening {
 				t.Errorf("%v, proven %v, want unknown, listening", r.Verdict, r.Proven)
 			}
@@ -178,8 +178,8 @@ func TestVerifyVisit(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := &fakeCatcher{owner: OwnerProgram, visitAt: time.Now().Add(-tt.age), visitor: netip.MustParseAddrPort(tt.from)}
-				r := Verify(t.Context(), testTarget, c, &fakeProber{results: []Evidence{lan}})
+				c := &stubCatcher{owner: OwnerProgram, visitAt: time.Now().Add(-tt.age), visitor: netip.MustParseAddrPort(tt.from)}
+				r := Verify(t.Context(), testTarget, c, &stubProber{results: []Evidence{lan}})
 				if r.Verdict != tt.want {
 					t.Errorf("verdict %v, want %v", r.Verdict, tt.want)
 				}
@@ -188,7 +188,7 @@ func TestVerifyVisit(t *testing.T) {
 	}
 }
 
-// TestIsFromInternet checks the rule for IPv6, where the hosts of a home have public addresses.
+// TestIsFromInternet checks the rule for IPv6: the hosts of a home have public addresses.
 func TestIsFromInternet(t *testing.T) {
 	target := Target{External: netip.MustParseAddrPort("[2a0c:7777:1::2]:80"), Internal: netip.MustParseAddrPort("[2a0c:7777:1::2]:80"), Gateway: netip.MustParseAddr("fe80::1%eth0")}
 	for addr, want := range map[string]bool{
@@ -228,7 +228,7 @@ func TestMoreEvidence(t *testing.T) {
 	}
 }
 
-// TestCombine checks that a result of several ports is that of the worst.
+// TestCombine checks that the result of several ports is the worst of them.
 func TestCombine(t *testing.T) {
 	good, bad, unknown := Result{Verdict: Reachable, Proven: LevelInternet}, Result{Verdict: Unreachable, Proven: LevelNone}, Result{Verdict: Unknown, Proven: LevelLAN}
 	for _, tt := range []struct {
