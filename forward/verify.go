@@ -58,7 +58,6 @@ func (m *Mapping) verify(ctx context.Context, probers []reach.Prober, inBackgrou
 		probers = f.config.Verify
 	}
 	grants := s.Grants()
-	url := m.upnpURL(ctx)
 	results, errs := make([]reach.Result, len(grants)), make([]error, len(grants))
 	var running sync.WaitGroup
 	for i, g := range grants {
@@ -69,7 +68,7 @@ func (m *Mapping) verify(ctx context.Context, probers []reach.Prober, inBackgrou
 			case <-ctx.Done():
 				return
 			}
-			results[i], errs[i] = m.verifyGrant(ctx, g, url, probers, inBackground)
+			results[i], errs[i] = m.verifyGrant(ctx, g, probers, inBackground)
 		})
 	}
 	running.Wait()
@@ -85,9 +84,8 @@ func (m *Mapping) verify(ctx context.Context, probers []reach.Prober, inBackgrou
 }
 
 // verifyGrant measures one port of a mapping.
-func (m *Mapping) verifyGrant(ctx context.Context, g backends.Mapping, url string, probers []reach.Prober, inBackground bool) (reach.Result, error) {
+func (m *Mapping) verifyGrant(ctx context.Context, g backends.Mapping, probers []reach.Prober, inBackground bool) (reach.Result, error) {
 	t := m.target(g)
-	t.UPnPURL = url
 	if s := m.socket(); s != nil && s.protocol == g.Protocol && s.port == g.Internal.Port() {
 		return reach.Verify(ctx, t, socketCatcher{s, t, m.Status().Since}, probers...), nil
 	}
@@ -109,20 +107,14 @@ func (m *Mapping) target(g backends.Mapping) reach.Target {
 	if g.Backend == gateway.Direct {
 		return t
 	}
-	t.Gateway = g.Gateway.Addr()
+	t.Gateway, t.UPnPURL = g.Gateway.Addr(), m.forwarder.config.UPnPURL
+	if c := m.handle.Client(); c != nil && t.UPnPURL == "" {
+		t.UPnPURL = c.UPnPURL()
+	}
 	if path, err := m.forwarder.findPath(m.family); err == nil {
 		t.Interface = path.iface
 	}
 	return t
-}
-
-// upnpURL returns the URL of the root description of the gateway's UPnP device, or "".
-func (m *Mapping) upnpURL(ctx context.Context) string {
-	c := m.handle.Client()
-	if c == nil {
-		return ""
-	}
-	return c.UPnPURL(ctx, m.forwarder.config.DiscoveryTimeout)
 }
 
 // verified is what a mapping has for its verification. It is immutable. Mappings that are never

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -84,7 +85,7 @@ func (b *background) run(ctx context.Context) {
 			return
 		}
 	}
-	if r.Verdict == reach.Unreachable && b.proven && !isNotListening(r) {
+	if r.Verdict == reach.Unreachable && b.proven && !failsHere(r) {
 		b.proven = false // it is mapped again once
 		if r, ok = b.remap(ctx, r); !ok {
 			return
@@ -123,14 +124,12 @@ func (b *background) remap(ctx context.Context, dead reach.Result) (reach.Result
 	return b.measure(ctx)
 }
 
-// isNotListening reports whether a port is unreachable because no program listens on it.
-func isNotListening(r reach.Result) bool {
-	for _, e := range r.Evidence {
-		if e.Method == reach.MethodListening && e.Verdict == reach.Unreachable {
-			return true
-		}
-	}
-	return false
+// failsHere reports whether a port is unreachable because of this host: no program listens, or
+// the firewall drops the router's connection. Another mapping would not help.
+func failsHere(r reach.Result) bool {
+	return slices.ContainsFunc(r.Evidence, func(e reach.Evidence) bool {
+		return e.Verdict == reach.Unreachable && e.Level <= reach.LevelLAN && !e.Inferred
+	})
 }
 
 // sendResult logs an event about a verification and queues it for OnEvent.

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/internal/state"
 )
 
@@ -170,15 +169,15 @@ func (c *Client) Remap(ctx context.Context, h *Handle) error {
 	})
 }
 
-// UPnPURL returns the URL of the root description of the gateway's UPnP device, and probes for
-// it if necessary. It is empty if there is none, or if UPnP is not to be used.
-func (c *Client) UPnPURL(ctx context.Context, timeout time.Duration) string {
-	for _, b := range c.backends {
-		if b.name == upnp.Name && b.config.Ready == nil && c.EnsureProbed(ctx, b, timeout) == nil {
-			return b.URL()
+// UPnPURL returns the URL of the root description of the gateway's UPnP device if it is known,
+// or "".
+func (c *Client) UPnPURL() (url string) {
+	c.owner.loop.Do(func() {
+		for _, b := range c.backends {
+			url = cmp.Or(url, b.URL())
 		}
-	}
-	return ""
+	})
+	return url
 }
 
 // Change replaces the spec of a handle. If the granted mappings can serve the new spec, they
