@@ -113,8 +113,6 @@ func (p *Port) openOther() {
 		p.blind = fmt.Errorf("another program has the port, and what arrives there cannot be observed: %w", err)
 	case p.target.Protocol != backends.TCP:
 		p.blind = errors.New("another program has the port, and the datagrams that arrive there cannot be observed")
-	default:
-		p.work.Go(p.pollTable)
 	}
 }
 
@@ -156,13 +154,17 @@ func (p *Port) Owner() Owner { return p.owner }
 
 // Expect implements Catcher.
 func (p *Port) Expect(e Expectation) (arrivals <-chan Arrival, stop func()) {
-	if p.owner == OwnerOther && e.SourcePort != 0 {
-		before, from := p.connections(), e.From
-		e.From = func(a netip.Addr) bool { // an older connection is not the one that is expected
-			return !slices.Contains(before, netip.AddrPortFrom(a, e.SourcePort)) && (from == nil || from(a))
-		}
+	if p.owner != OwnerOther || e.SourcePort == 0 || p.Observing() != nil {
+		return p.queue.Expect(e)
 	}
-	return p.queue.Expect(e)
+	before, from := p.connections(), e.From
+	e.From = func(a netip.Addr) bool { // an older connection is not the one that is expected
+		return !slices.Contains(before, netip.AddrPortFrom(a, e.SourcePort)) && (from == nil || from(a))
+	}
+	arrivals, remove := p.queue.Expect(e)
+	ctx, cancel := context.WithCancel(p.ctx)
+	p.work.Go(func() { p.pollTable(ctx) })
+	return arrivals, func() { cancel(); remove() }
 }
 
 // Observing implements Catcher.
@@ -248,12 +250,9 @@ func (p *Port) readDatagrams() {
 	}
 }
 
-// pollTable reports the connections of another program's socket while something is expected.
-func (p *Port) pollTable() {
-	for sleep(p.ctx, pollInterval) == nil {
-		if p.queue.IsEmpty() {
-			continue
-		}
+// pollTable reports the connections of another program's socket until ctx ends.
+func (p *Port) pollTable(ctx context.Context) {
+	for sleep(ctx, pollInterval) == nil {
 		for _, remote := range p.connections() {
 			p.queue.Seen(remote)
 		}
