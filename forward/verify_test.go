@@ -18,7 +18,6 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/gatewaytest"
-	"github.com/natforward/goforward/gatewaytest/quirks"
 	"github.com/natforward/goforward/reach"
 )
 
@@ -303,7 +302,7 @@ func TestVerifyInBackground(t *testing.T) {
 			gw, events := start(t, p)
 			events.want(t, fmt.Sprint("mapped ", port), verified)
 			p.set(reach.Unknown)
-			time.Sleep(time.Hour)
+			time.Sleep(10 * time.Minute)
 			events.want(t)
 			if n := remaps(gw); n != 0 {
 				t.Errorf("the mapping was mapped again %d times", n)
@@ -325,7 +324,7 @@ func TestVerifyInBackground(t *testing.T) {
 				t.Errorf("the mapping was mapped again %d times, want once", n)
 			}
 			events.want(t)
-			time.Sleep(time.Hour)
+			time.Sleep(10 * time.Minute)
 			events.want(t, unreachable)
 			if n := remaps(gw); n != 1 {
 				t.Errorf("the mapping was mapped again %d times, want once", n)
@@ -349,7 +348,7 @@ func TestVerifyInBackground(t *testing.T) {
 					return nil
 				}
 			})
-			time.Sleep(time.Hour)
+			time.Sleep(10 * time.Minute)
 			events.want(t, verified)
 			if n := remaps(gw); n != 1 {
 				t.Errorf("the mapping was mapped again %d times, want once", n)
@@ -364,33 +363,13 @@ func TestVerifyInBackground(t *testing.T) {
 			p.set(reach.Unreachable)
 			time.Sleep(69 * time.Second)
 			p.set(reach.Reachable) // before the third sample
-			time.Sleep(time.Hour)
+			time.Sleep(10 * time.Minute)
 			events.want(t)
 			if n := remaps(gw); n != 0 {
 				t.Errorf("the mapping was mapped again %d times", n)
 			}
 		})
 	})
-}
-
-// TestVerifyDeadPath checks that a gateway that lists a mapping and does not forward it is
-// unreachable.
-func TestVerifyDeadPath(t *testing.T) {
-	gw, f := gatewayWithUPnP(t, forward.Config{Protocols: []string{"upnp"}}, gatewaytest.Config{
-		Protocols: []string{"upnp"}, Quirks: quirks.Quirks{UPnP: quirks.UPnP{Rules: quirks.Rules{NoTraffic: true}}},
-	})
-	ln, err := f.Listen(testContext(t), "tcp4", ":0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	echoTCP(t, ln)
-	if err := ln.Wait(testContext(t)); err != nil {
-		t.Fatal(err)
-	}
-	r, err := ln.Mapping().Verify(testContext(t), gw.Prober())
-	if err != nil || r.Verdict != reach.Unreachable || r.Proven != reach.LevelListening {
-		t.Errorf("Verify: %+v, %v, want unreachable", r, err)
-	}
 }
 
 // expectingProber expects a connection from any source until it is released.

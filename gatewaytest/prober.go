@@ -32,15 +32,17 @@ func (prober) Name() string { return "gatewaytest" }
 // Probe implements reach.Prober.
 func (p prober) Probe(ctx context.Context, t reach.Target, catcher reach.Catcher) (reach.Evidence, error) {
 	e := reach.Evidence{Level: reach.LevelInternet, To: t.Internal}
-	ctx, cancel := context.WithTimeout(ctx, proberTimeout)
+	bounded, cancel := context.WithTimeout(ctx, proberTimeout)
 	defer cancel()
 	probe := p.probeTCP
 	if t.Protocol == backends.UDP {
 		probe = p.probeUDP
 	}
 	begun := time.Now()
-	arrival, failure, err := probe(ctx, t, catcher)
+	arrival, failure, err := probe(bounded, t, catcher)
 	switch {
+	case ctx.Err() != nil:
+		return e, context.Cause(ctx)
 	case err != nil:
 		return e, err
 	case failure != nil:
