@@ -38,6 +38,7 @@ func TestWine(t *testing.T) {
 		})
 	}
 	run("the functions of Windows that find routes", testWineDiscover)
+	run("the table of sockets, and connections that are examined", testWineReach)
 	run("demo", testWineDemo)
 	run("gateways", testWineGateways)
 	run("the default route changes", testWineRoute)
@@ -137,6 +138,21 @@ func testWineDiscover(w *wine) {
 	for _, name := range []string{"TestSystem", "TestCallMissing"} {
 		if !strings.Contains(out, "--- PASS: "+name) {
 			w.Errorf("%s did not pass", name)
+		}
+	}
+}
+
+// testWineReach runs the tests of reach and internal/catch that call the system.
+func testWineReach(w *wine) {
+	for program, tests := range map[string][]string{
+		"reach.test.exe": {"TestListeners", "TestMeasureListeningLAN", "TestPortTemporary", "TestPortOther", "TestPortClose"},
+		"catch.test.exe": {"TestConnCaught", "TestConnLeft", "TestConnSilent", "TestConnClosed"},
+	} {
+		out := w.run(program, "-test.v", "-test.run=^("+strings.Join(tests, "|")+")$")
+		for _, name := range tests {
+			if !strings.Contains(out, "--- PASS: "+name+" ") {
+				w.Errorf("%s did not pass", name)
+			}
 		}
 	}
 }
