@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -235,6 +236,24 @@ func TestPortOther(t *testing.T) {
 				_ = accepted.Close()
 			}
 		})
+	}
+}
+
+// TestPortOtherConnections checks that only connections to the internal address count.
+func TestPortOtherConnections(t *testing.T) {
+	t.Parallel()
+	if !hasTable {
+		t.Skip("no table of sockets")
+	}
+	target := freeTarget(t, backends.TCP, loopback4)
+	listen(t, "tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), target.Internal.Port()))
+	port := openPort(t, target, OwnerOther)
+	elsewhere := target
+	elsewhere.Internal = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 2}), target.Internal.Port())
+	dial(t, elsewhere)
+	conn := dial(t, target)
+	if got, want := port.connections(), []netip.AddrPort{localOf(t, conn)}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
 

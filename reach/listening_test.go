@@ -112,6 +112,29 @@ func TestListenersConnected(t *testing.T) {
 	}
 }
 
+// TestIsUsed checks that the unspecified addresses of the families are told apart.
+func TestIsUsed(t *testing.T) {
+	t.Parallel()
+	for _, p := range []backends.Protocol{backends.TCP, backends.UDP} {
+		target := freeTarget(t, p, loopback6)
+		listen(t, p.String()+"6", netip.AddrPortFrom(netip.IPv6Unspecified(), target.Internal.Port()))
+		for addr, want := range map[netip.Addr]bool{netip.IPv6Unspecified(): true, netip.IPv4Unspecified(): false} {
+			if used, err := isUsed(p, netip.AddrPortFrom(addr, target.Internal.Port())); used != want || err != nil {
+				t.Errorf("%v, %v: %v, %v", p, addr, used, err)
+			}
+		}
+		if used := isUsedAtAll(target); !used {
+			t.Errorf("%v: the port is not used", p)
+		}
+		if target := freeTarget(t, p, loopback6); isUsedAtAll(target) {
+			t.Errorf("%v: the port %v is used", p, target.Internal)
+		}
+	}
+	if used, err := isUsed(backends.TCP, netip.MustParseAddrPort("192.0.2.1:80")); used || err == nil {
+		t.Errorf("an address of another host: %v, %v", used, err)
+	}
+}
+
 // fakeCatcher is a Catcher without a socket.
 type fakeCatcher struct {
 	Catcher
