@@ -112,7 +112,7 @@ func TestListenersConnected(t *testing.T) {
 	}
 }
 
-// TestIsUsed checks that the unspecified addresses of the families are told apart.
+// TestIsUsed checks that a socket of IPv6 alone does not count for IPv4.
 func TestIsUsed(t *testing.T) {
 	t.Parallel()
 	for _, p := range []backends.Protocol{backends.TCP, backends.UDP} {

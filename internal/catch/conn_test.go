@@ -273,8 +273,8 @@ func TestConnNotExamined(t *testing.T) {
 	}
 }
 
-// TestConnOnce checks that of two connections with the same nonce only one is caught, and the
-// program gets the other one.
+// TestConnOnce checks that a nonce catches only the first of two connections, and that the
+// program gets the second one.
 func TestConnOnce(t *testing.T) {
 	t.Parallel()
 	skipUnsupported(t)
