@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/ipv4"
+
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/catch"
 	"github.com/natforward/goforward/internal/errno"
@@ -105,6 +107,30 @@ func isUsedAtAll(t Target) bool {
 	return false
 }
 
+// openAny opens a free port at the internal address of a target.
+func openAny(ctx context.Context, t Target) (*Port, error) {
+	t.Internal = netip.AddrPortFrom(t.Internal.Addr(), 0)
+	p := &Port{owner: OwnerTemporary, target: t, slots: make(chan struct{}, maxExamined)}
+	p.ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if err := p.listen(ctx, t); err != nil {
+		p.cancel()
+		return nil, err
+	}
+	var local net.Addr
+	if p.conn != nil {
+		local = p.conn.LocalAddr()
+	} else {
+		local = p.ln.Addr()
+	}
+	at, err := netip.ParseAddrPort(local.String())
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	p.target.Internal = netip.AddrPortFrom(t.Internal.Addr(), at.Port())
+	return p, nil
+}
+
 // openOther prepares to observe the port of another program.
 func (p *Port) openOther() {
 	p.owner = OwnerOther
@@ -125,6 +151,11 @@ func (p *Port) listen(ctx context.Context, t Target) error {
 			return err
 		}
 		p.conn = conn.(*net.UDPConn) //nolint:forcetypeassert // package net guarantees this type for UDP
+		// On Linux, the source address decides through which interface multicast leaves. Other
+		// systems need the option. For IPv6, the zone of the destination decides.
+		if ifi, err := net.InterfaceByName(t.Interface); err == nil && t.Internal.Addr().Unmap().Is4() {
+			_ = ipv4.NewPacketConn(p.conn).SetMulticastInterface(ifi)
+		}
 		p.work.Go(p.readDatagrams)
 		return nil
 	}
