@@ -24,7 +24,8 @@
 //
 // Router.IPv6 also gives all of them global IPv6 addresses. [HomeNet.Join] and
 // [HomeNet.JoinOutside] add hosts, [HomeNet.SecondRouter] adds a second router to the
-// home, and [DoubleNAT] puts a router behind another one.
+// home, [HomeNet.SecondUplink] connects the host to the internet a second time, and
+// [DoubleNAT] puts a router behind another one.
 //
 // Build other topologies from [New], [Lab.Host], [Lab.Connect] and [Lab.Switch]:
 //
@@ -56,6 +57,8 @@
 // [Host.Exec], [Host.Run] and [Host.Command] run other programs. The test itself takes
 // the part of the other hosts: [Host.Dial], [Host.Listen] and [Host.ListenPacket] open
 // sockets in a host's namespace from the test process.
+//
+// [Host.Capture] records the packets of an interface.
 //
 // # How to verify a mapping
 //

@@ -19,8 +19,13 @@ import (
 // before. Connection tracking remembers earlier connections. With an old source port,
 // packets could follow a mapping that was deleted, or miss a new one.
 func (h *Host) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return h.DialFrom(ctx, network, netip.Addr{}, address)
+}
+
+// DialFrom is Dial with a source address. For the zero Addr, the kernel chooses it.
+func (h *Host) DialFrom(ctx context.Context, network string, source netip.Addr, address string) (net.Conn, error) {
 	for {
-		d := net.Dialer{LocalAddr: localPort(network, h.newSourcePort())}
+		d := net.Dialer{LocalAddr: localEndpoint(network, source, h.newSourcePort())}
 		var conn net.Conn
 		err := inNetns(h.netns, func() (err error) {
 			conn, err = d.DialContext(ctx, network, address)
@@ -39,11 +44,11 @@ func (h *Host) newSourcePort() int {
 	return 20000 + int(h.sourcePorts.Add(1)-1)%12000
 }
 
-func localPort(network string, port int) net.Addr {
+func localEndpoint(network string, source netip.Addr, port int) net.Addr {
 	if strings.HasPrefix(network, "udp") {
-		return &net.UDPAddr{Port: port}
+		return &net.UDPAddr{IP: source.AsSlice(), Port: port}
 	}
-	return &net.TCPAddr{Port: port}
+	return &net.TCPAddr{IP: source.AsSlice(), Port: port}
 }
 
 func portOf(a net.Addr) string {
