@@ -163,10 +163,15 @@ func testReachPath(t *testing.T, path reachPath, table *reachTable) {
 	t.Helper()
 	l := newReachLab(t, path.uplink)
 	l.open(t, path.socket)
+	cells := path.reachCells()
+	for _, c := range cells {
+		if c.prober == "path" && !path.fresh {
+			l.program.call(reachCall{Op: "verify", Network: c.network, Target: l.targets[c.six], Probers: []string{"path:eth1"}, Within: maxWait}, nil)
+		}
+	}
 	if path.setUp != nil {
 		path.setUp(t, l)
 	}
-	cells := path.reachCells()
 	for _, c := range cells {
 		if in := l.answers(t, c.network, c.six); in == path.isClosed(c) {
 			t.Fatalf("%s over IPv%s: bytes from the internet arrive: %v", c.network, c.version(), in)
@@ -180,16 +185,19 @@ func testReachPath(t *testing.T, path reachPath, table *reachTable) {
 // measure measures one cell and checks it.
 func (l *reachLab) measure(t *testing.T, path reachPath, c reachCell, table *reachTable) {
 	t.Helper()
-	call := reachCall{Op: "verify", Network: c.network, Target: l.targets[c.six], Prober: c.prober, Within: maxWait}
+	replaced := path.socket == "none" || path.socket == "loopback" // by a socket of package reach
+	call := reachCall{Op: "verify", Network: c.network, Target: l.targets[c.six], Probers: []string{c.prober}, Within: maxWait}
+	method := c.prober
 	switch c.prober {
 	case "listening":
-		call.Prober = ""
+		call.Probers = []string{"nothing"}
 	case "visit":
-		call.Prober, call.Visits = "", path.socket == ""
+		call.Probers, call.Visits = []string{"nothing"}, path.socket == ""
 		l.answers(t, c.network, !c.six) // a visit over the other version of IP proves nothing
 		l.answers(t, c.network, c.six)
 	case "path":
-		call.Prober = "path:eth1"
+		method = "path:eth1"
+		call.Probers = []string{method}
 	case "phone":
 		if path.isClosed(c) {
 			call.Within = 3 * time.Second
@@ -201,7 +209,7 @@ func (l *reachLab) measure(t *testing.T, path reachPath, c reachCell, table *rea
 	r := l.program.call(call, func(text string) {
 		address, urlPath := splitURL(t, text)
 		body, err := openURL(t, l.home.Wan, address, urlPath, 2*time.Second)
-		if err == nil == path.isClosed(c) || err == nil && !strings.Contains(body, "arrived") {
+		if (err == nil) != (!path.isClosed(c) || replaced) || err == nil && !strings.Contains(body, "arrived") {
 			t.Errorf("phone: %q, %v", body, err)
 		}
 	})
@@ -210,10 +218,6 @@ func (l *reachLab) measure(t *testing.T, path reachPath, c reachCell, table *rea
 		packets = append(packets, fmt.Sprint(len(link.Packets())))
 	}
 
-	method := call.Prober
-	if method == "" {
-		method = c.prober
-	}
 	got, detail := noEvidence, r.Reason
 	for _, e := range r.Evidence {
 		if e.Method == method {
@@ -229,7 +233,7 @@ func (l *reachLab) measure(t *testing.T, path reachPath, c reachCell, table *rea
 		t.Errorf("%s: %s, want %q: %s", c.keys()[0], got, want, detail)
 	}
 	proves := r.Verdict == reach.Reachable.String() || r.Proven == reach.LevelInternet.String()
-	if path.socket == "none" { // a socket of package reach took its place
+	if replaced {
 		proves = r.Verdict == reach.Reachable.String()
 	}
 	if path.isClosed(c) && proves {
@@ -238,7 +242,7 @@ func (l *reachLab) measure(t *testing.T, path reachPath, c reachCell, table *rea
 	if _, known := lookUp(path.falseNo, c); !path.isClosed(c) && r.Verdict == reach.Unreachable.String() && !known {
 		t.Errorf("%s: false unreachable: %+v", c.keys()[0], r)
 	}
-	if r.Verdict == reach.Reachable.String() != (got == fromOutside) && path.socket != "none" {
+	if r.Verdict == reach.Reachable.String() != (got == fromOutside) && !replaced {
 		t.Errorf("%s: %s, and the conclusion is %s: %s", c.keys()[0], got, r.Verdict, r.Reason)
 	}
 }
@@ -299,4 +303,3 @@ func (r *reachTable) print(t *testing.T) {
 		t.Error(err)
 	}
 }
-

@@ -2,6 +2,7 @@ package labtest
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/internal/catch"
 	"github.com/natforward/goforward/internal/lab"
 	"github.com/natforward/goforward/reach"
@@ -22,7 +24,8 @@ import (
 
 // reachProgram has sockets that report to a Catcher, and measures reachability.
 var reachProgram = lab.Func("reach", func(p *lab.Proc) {
-	sockets := map[string]*reachSocket{}
+	sockets, probers := map[string]*reachSocket{}, map[string]reach.Prober{}
+	var listener *reachListener
 	for {
 		var c reachCall
 		p.Receive(&c)
@@ -39,7 +42,24 @@ var reachProgram = lab.Func("reach", func(p *lab.Proc) {
 		case "received":
 			p.Send(reachReply{Received: sockets[c.Network].counts()})
 		case "verify":
-			p.Send(verifyOnce(p, c, sockets[c.Network]))
+			var used []reach.Prober
+			for _, name := range c.Probers {
+				if probers[name] == nil { // probers remember what they have reached
+					probers[name] = reachProber(p, name)
+				}
+				used = append(used, probers[name])
+			}
+			p.Send(verifyOnce(c, sockets[c.Network], used))
+		case "listen":
+			var err error
+			if listener, err = listenForward(); err != nil {
+				p.Fatal(err)
+			}
+			p.Send(reachReply{})
+		case "verify mappings":
+			p.Send(listener.verify(p, c))
+		case "close":
+			p.Send(reachReply{Reason: fmt.Sprint(listener.close())})
 		default:
 			p.Fatalf("no such call: %q", c.Op)
 		}
@@ -56,8 +76,8 @@ type reachCall struct {
 	Network string        `json:"network"` // "tcp" or "udp"
 	Address string        `json:"address,omitempty"`
 	Target  reachTarget   `json:"target"`
-	Prober  string        `json:"prober,omitempty"` // "router", "path:eth1", …; empty: none
-	Visits  bool          `json:"visits,omitempty"` // the program reports its visits
+	Probers []string      `json:"probers,omitempty"` // "router", "path:eth1", …, or "nothing"
+	Visits  bool          `json:"visits,omitempty"`  // the program reports its visits
 	Within  time.Duration `json:"within,omitempty"`
 }
 
@@ -78,6 +98,7 @@ type reachReply struct {
 	Evidence []reachEvidence    `json:"evidence,omitempty"`
 	Took     time.Duration      `json:"took,omitempty"`
 	Received map[netip.Addr]int `json:"received,omitempty"` // what the program received, by source
+	Mappings []reachReply       `json:"mappings,omitempty"` // the results of several mappings
 }
 
 // reachEvidence is a reach.Evidence.
@@ -96,14 +117,14 @@ func (e reachEvidence) String() string {
 	if s == reach.Reachable.String() {
 		s += " " + e.Level
 	}
-	if e.Inferred {
+	if e.Inferred && s != reach.Unknown.String() {
 		s += " (inferred)"
 	}
 	return s
 }
 
-// verifyOnce measures with one prober.
-func verifyOnce(p *lab.Proc, c reachCall, s *reachSocket) reachReply {
+// verifyOnce measures with these probers.
+func verifyOnce(c reachCall, s *reachSocket, probers []reach.Prober) reachReply {
 	ctx, cancel := context.WithTimeout(context.Background(), c.Within)
 	defer cancel()
 	protocol := backends.TCP
@@ -119,8 +140,12 @@ func verifyOnce(p *lab.Proc, c reachCall, s *reachSocket) reachReply {
 		catcher = measuredSocket{s, c.Visits}
 	}
 	begin := time.Now()
-	r := reach.Verify(ctx, t, catcher, reachProber(p, c.Prober))
-	reply := reachReply{Verdict: r.Verdict.String(), Proven: r.Proven.String(), Reason: r.Reason, Took: time.Since(begin)}
+	r := reach.Verify(ctx, t, catcher, probers...)
+	return toReachReply(r, time.Since(begin))
+}
+
+func toReachReply(r reach.Result, took time.Duration) reachReply {
+	reply := reachReply{Verdict: r.Verdict.String(), Proven: r.Proven.String(), Reason: r.Reason, Took: took}
 	for _, e := range r.Evidence {
 		reply.Evidence = append(reply.Evidence, reachEvidence{
 			Method: e.Method, Verdict: e.Verdict.String(), Level: e.Level.String(), Inferred: e.Inferred, From: e.From, Detail: e.Detail,
@@ -131,7 +156,7 @@ func verifyOnce(p *lab.Proc, c reachCall, s *reachSocket) reachReply {
 
 func reachProber(p *lab.Proc, name string) reach.Prober {
 	switch kind, iface, _ := strings.Cut(name, ":"); kind {
-	case "":
+	case "nothing":
 		return nothing{}
 	case "router":
 		return reach.Router()
@@ -139,6 +164,8 @@ func reachProber(p *lab.Proc, name string) reach.Prober {
 		return reach.Hairpin()
 	case "path":
 		return reach.Path(iface)
+	case "wait":
+		return waiting{}
 	case "phone":
 		return reach.Phone(func(url string) { p.Send(reachReply{URL: url}) })
 	}
@@ -153,6 +180,26 @@ func (nothing) Name() string { return "nothing" }
 
 func (nothing) Probe(context.Context, reach.Target, reach.Catcher) (reach.Evidence, error) {
 	return reach.Evidence{}, errors.ErrUnsupported
+}
+
+// waiting is a prober that waits for a nonce that no one knows, as if its helper had failed.
+type waiting struct{}
+
+func (waiting) Name() string { return "wait" }
+
+func (waiting) Probe(ctx context.Context, t reach.Target, catcher reach.Catcher) (reach.Evidence, error) {
+	e := reach.Evidence{Level: reach.LevelInternet}
+	arrivals, stop := catcher.Expect(reach.Expectation{First: "GFWD1 " + rand.Text()[:22], From: t.IsFromInternet})
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	select {
+	case a := <-arrivals:
+		e.Verdict, e.From, e.At, e.Detail = reach.Reachable, a.From, a.At, "a nonce arrived from "+a.From.String()
+		return e, nil
+	case <-ctx.Done():
+		return e, errors.New("nothing arrived")
+	}
 }
 
 // reachSocket is a socket of the program. What is not caught gets programText as answer.
@@ -175,7 +222,7 @@ type measuredSocket struct {
 func openReachSocket(network, address string) (*reachSocket, error) {
 	s := &reachSocket{received: map[netip.Addr]int{}}
 	if network == "udp" {
-		pc, err := net.ListenPacket("udp", address) //nolint:noctx // a numeric address does not block
+		pc, err := net.ListenPacket("udp", address)
 		if err != nil {
 			return nil, err
 		}
@@ -183,7 +230,7 @@ func openReachSocket(network, address string) (*reachSocket, error) {
 		go s.readDatagrams() // the process ends it
 		return s, nil
 	}
-	ln, err := net.Listen("tcp", address) //nolint:noctx // a numeric address does not block
+	ln, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, err
 	}
@@ -279,6 +326,84 @@ func (s measuredSocket) Visited() (time.Time, netip.AddrPort) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.visited, s.visitedBy
+}
+
+// reachListener is what a program has that uses package forward alone: a Listener and a
+// PacketConn, for both versions of IP.
+type reachListener struct {
+	forwarder *forward.Forwarder
+	listener  *forward.Listener
+	packets   *forward.PacketConn
+}
+
+func listenForward() (l *reachListener, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
+	defer cancel()
+	l = &reachListener{}
+	if l.forwarder, err = forward.New(&forward.Config{CheckEvery: -1}); err != nil {
+		return nil, err
+	}
+	if l.listener, err = l.forwarder.Listen(ctx, "tcp", fmt.Sprintf(":%d", reachPort)); err != nil {
+		return nil, err
+	}
+	if l.packets, err = l.forwarder.ListenPacket(ctx, "udp", fmt.Sprintf(":%d", reachPort)); err != nil {
+		return nil, err
+	}
+	go func() {
+		for {
+			conn, err := l.listener.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(conn, programText)
+			_ = conn.Close()
+		}
+	}()
+	go func() {
+		buf := make([]byte, 64<<10)
+		for {
+			_, peer, err := l.packets.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = l.packets.WriteTo([]byte(programText), peer)
+		}
+	}()
+	for _, m := range l.mappings() {
+		if err := m.Wait(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+func (l *reachListener) mappings() []*forward.Mapping {
+	return append(l.listener.Mappings(), l.packets.Mappings()...)
+}
+
+// verify verifies all mappings at the same time, by the default probers.
+func (l *reachListener) verify(p *lab.Proc, c reachCall) reachReply {
+	ctx, cancel := context.WithTimeout(context.Background(), c.Within)
+	defer cancel()
+	mappings := l.mappings()
+	all := make([]reachReply, len(mappings))
+	var running sync.WaitGroup
+	for i, m := range mappings {
+		running.Go(func() {
+			begin := time.Now()
+			r, err := m.Verify(ctx)
+			if err != nil {
+				p.Fatal(err)
+			}
+			all[i] = toReachReply(r, time.Since(begin))
+		})
+	}
+	running.Wait()
+	return reachReply{Mappings: all}
+}
+
+func (l *reachListener) close() error {
+	return errors.Join(l.listener.Close(), l.packets.Close(), l.forwarder.Close())
 }
 
 // prober is a running reachProgram.
