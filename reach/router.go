@@ -257,9 +257,12 @@ const maxDescriptions = 4
 
 var errNoAnswer = fmt.Errorf("%w: no answer to UPnP searches arrived from the router", backends.ErrNoReply)
 
+// searchTargets returns the gateway devices, and the service that nearly all of them have.
+func searchTargets() []string { return ssdp.Targets()[:3] }
+
 // search returns a search for the gateway's device, from a port that the system chooses.
 func (t Target) search() ssdp.Search {
-	s := ssdp.Search{Targets: ssdp.Targets()[:5], Interface: t.Interface, Source: t.Internal.Addr().Unmap()}
+	s := ssdp.Search{Targets: searchTargets(), Interface: t.Interface, Source: t.Internal.Addr().Unmap()}
 	if t.SSDP.IsValid() {
 		s.To = []netip.AddrPort{t.SSDP}
 		return s
@@ -313,7 +316,7 @@ func (t Target) searchFromPort(ctx context.Context, catcher Catcher, e *Evidence
 		to = t.SSDP
 	}
 	var requests [][]byte
-	for _, target := range ssdp.Targets()[:3] { // the gateway devices, and the connection that all of them have
+	for _, target := range searchTargets() {
 		requests = append(requests, fmt.Appendf(nil, "M-SEARCH * HTTP/1.1\r\nHOST: %v\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\nST: %s\r\n\r\n", host, target))
 	}
 	from := t.routerSource()
@@ -327,15 +330,7 @@ func (t Target) searchFromPort(ctx context.Context, catcher Catcher, e *Evidence
 			first = arrivals
 		}
 	}
-	answers := make(chan bool, 1)
-	searchCtx, cancel := context.WithTimeout(ctx, routerTimeout)
-	defer cancel()
-	go func() { answers <- t.answersSearch(searchCtx) }() // awaited below
 	a, begun, err := sendSearches(ctx, catcher, requests, to, first)
-	if err != nil || a.From.IsValid() {
-		cancel()
-	}
-	answered := <-answers
 	other := ""
 	if e.Inferred {
 		other = otherPort
@@ -348,10 +343,10 @@ func (t Target) searchFromPort(ctx context.Context, catcher Catcher, e *Evidence
 			_ = sleep(ctx, maxDelay) // the other answers
 		}
 		return t.arrived(e, a, begun)
-	case answered:
+	case t.answersSearch(ctx):
 		return fmt.Errorf("%sthe router answers searches from other ports, but its answer to UDP port %d did not arrive: this host's firewall probably drops it, or multicast gets lost on this network", other, t.Internal.Port())
 	}
-	return errNoAnswer
+	return cmp.Or(context.Cause(ctx), errNoAnswer)
 }
 
 // sendSearches sends the searches until an answer arrives. It returns the zero Arrival if none
@@ -377,6 +372,8 @@ func sendSearches(ctx context.Context, catcher Catcher, requests [][]byte, to ne
 
 // answersSearch reports whether the router answers a search that comes from another port.
 func (t Target) answersSearch(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, maxDelay)
+	defer cancel()
 	from := t.routerSource()
 	for response, err := range t.search().Responses(ctx) {
 		if err == nil && from(response.From.Addr()) {
