@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"slices"
@@ -66,7 +67,11 @@ func readProc(path string) ([]byte, error) {
 
 // parseTable returns the sockets of a table whose local port is port.
 func parseTable(table string, p backends.Protocol, port uint16) (out []socket) {
+	number := fmt.Sprintf(":%04X ", port)
 	for line := range strings.Lines(table) {
+		if !strings.Contains(line, number) { // a host may have many thousands of sockets
+			continue
+		}
 		fields := strings.Fields(line) // slot, local address, remote address, state, …
 		if len(fields) < 4 {
 			continue
