@@ -49,11 +49,7 @@ func Verify(ctx context.Context, t Target, catcher Catcher, probers ...Prober) R
 		defer opened.Close()
 		catcher = opened
 	}
-	listening := measureListening(t, catcher)
-	evidence := []Evidence{listening}
-	if visit, ok := measureVisit(t, catcher); ok {
-		evidence = append(evidence, visit)
-	}
+	evidence := []Evidence{measureListening(t, catcher)}
 	first := probeAll(ctx, t, catcher, probers)
 	var again []int
 	for i, e := range first {
@@ -61,7 +57,7 @@ func Verify(ctx context.Context, t Target, catcher Catcher, probers ...Prober) R
 			again = append(again, i)
 		}
 	}
-	if len(again) > 0 && !slices.ContainsFunc(append(evidence, first...), provesInternet) {
+	if len(again) > 0 && !slices.ContainsFunc(first, provesInternet) {
 		if err := sleep(ctx, sampleInterval); err != nil {
 			for _, i := range again {
 				first[i].Verdict, first[i].Err = Unknown, fmt.Errorf("measured only once: %w", err)
@@ -76,7 +72,11 @@ func Verify(ctx context.Context, t Target, catcher Catcher, probers ...Prober) R
 			}
 		}
 	}
-	return conclude(t, catcher.Owner(), append(evidence, first...))
+	evidence = append(evidence, first...)
+	if visit, ok := measureVisit(t, catcher); ok {
+		evidence = append(evidence, visit)
+	}
+	return conclude(t, catcher.Owner(), evidence)
 }
 
 // provesInternet reports whether evidence proves that the port is reachable from the internet.
@@ -147,38 +147,40 @@ func measureVisit(t Target, catcher Catcher) (Evidence, bool) {
 // conclude makes a Result of all evidence.
 func conclude(t Target, owner Owner, evidence []Evidence) Result {
 	r := Result{Evidence: evidence}
-	var failed, deaf *Evidence
+	var failed, notListening *Evidence
 	for i, e := range evidence {
 		if e.At.After(r.At) && e.Method != MethodVisit {
 			r.At = e.At
 		}
 		switch {
-		case e.Inferred || e.Verdict == Unknown:
-		case e.Verdict == Unreachable && e.Method == MethodListening:
-			deaf = &evidence[i]
-		case e.Verdict == Unreachable:
-			failed = cmp.Or(failed, &evidence[i])
-		default:
-			r.Proven = max(r.Proven, e.Level)
-			if e.Level == LevelInternet && r.Reason == "" {
-				r.Verdict, r.Reason = Reachable, fmt.Sprintf("reachable from the internet at %v: %s", backends.Endpoint{AddrPort: t.External}, e.Detail)
-			}
+		case e.Inferred || e.Verdict != Unreachable:
+		case e.Method == MethodListening:
+			notListening = &evidence[i]
+		case failed == nil || e.At.After(failed.At):
+			failed = &evidence[i]
+		}
+	}
+	for _, e := range evidence {
+		if e.Inferred || e.Verdict != Reachable || e.Method == MethodVisit && failed != nil && !e.At.After(failed.At) {
+			continue // a visit proves nothing about the time after it
+		}
+		if r.Proven = max(r.Proven, e.Level); e.Level == LevelInternet && r.Reason == "" {
+			r.Verdict, r.Reason = Reachable, fmt.Sprintf("reachable from the internet at %v: %s", backends.Endpoint{AddrPort: t.External}, e.Detail)
 		}
 	}
 	switch {
-	case deaf != nil:
-		r.Verdict, r.Reason = Unreachable, deaf.Detail
+	case notListening != nil:
+		r.Verdict, r.Reason = Unreachable, notListening.Detail
 		if r.Proven > LevelListening {
 			r.Reason += "; " + provenText[r.Proven] + " with a socket in its place"
 		}
 	case r.Verdict == Reachable:
 	case failed != nil:
 		r.Verdict, r.Reason = Unreachable, failed.Detail
+	case owner == OwnerNone && len(evidence) > 0 && evidence[0].Err != nil:
+		r.Reason = evidence[0].Err.Error()
 	default:
 		r.Reason = provenText[r.Proven]
-		if owner == OwnerNone && r.Proven == LevelNone && len(evidence) > 0 && evidence[0].Err != nil {
-			r.Reason = evidence[0].Err.Error()
-		}
 	}
 	return r
 }

@@ -188,6 +188,27 @@ func TestVerifyVisit(t *testing.T) {
 	}
 }
 
+// TestVerifyAfterVisit checks that a visit does not hide that the port is no longer reachable, and
+// that one during the measurement does.
+func TestVerifyAfterVisit(t *testing.T) {
+	for name, tt := range map[string]struct {
+		at   time.Duration
+		want Verdict
+	}{"before": {-time.Minute, Unreachable}, "after": {sampleInterval + time.Second, Reachable}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := &stubCatcher{owner: OwnerProgram, visitAt: time.Now().Add(tt.at), visitor: netip.MustParseAddrPort("8.8.8.8:5000")}
+				p := &stubProber{results: []Evidence{missed}}
+				slow := &stubProber{results: []Evidence{{Verdict: Unreachable, At: time.Now()}}}
+				r := Verify(t.Context(), testTarget, c, p, slow)
+				if r.Verdict != tt.want || p.calls != 2 {
+					t.Errorf("%v after %d samples, want %v", r.Verdict, p.calls, tt.want)
+				}
+			})
+		})
+	}
+}
+
 // TestIsFromInternet checks the rule for IPv6: the hosts of a home have public addresses.
 func TestIsFromInternet(t *testing.T) {
 	target := Target{External: netip.MustParseAddrPort("[2a0c:7777:1::2]:80"), Internal: netip.MustParseAddrPort("[2a0c:7777:1::2]:80"), Gateway: netip.MustParseAddr("fe80::1%eth0")}

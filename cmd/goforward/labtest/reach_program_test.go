@@ -44,7 +44,7 @@ var reachProgram = lab.Func("reach", func(p *lab.Proc) {
 		case "verify":
 			var used []reach.Prober
 			for _, name := range c.Probers {
-				if probers[name] == nil { // probers remember what they have reached
+				if probers[name] == nil { // probers remember the endpoints that they have reached
 					probers[name] = reachProber(p, name)
 				}
 				used = append(used, probers[name])
