@@ -18,6 +18,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
+	"github.com/natforward/goforward/internal/freeport"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -301,6 +302,28 @@ func serveEcho(network string, at netip.AddrPort) (stop func(), err error) {
 		}
 	}()
 	return func() { _ = ln.Close() }, nil
+}
+
+// listenCmd implements listen ADDR. A program listens at this TCP address until the script ends. Its
+// port is in $PORT.
+func listenCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: listen addr")
+	}
+	ln, err := net.Listen("tcp", net.JoinHostPort(args[0], "0"))
+	ts.Check(err)
+	ts.Defer(func() { _ = ln.Close() })
+	ts.Setenv("PORT", strconv.Itoa(ln.Addr().(*net.TCPAddr).Port))
+}
+
+// unusedCmd implements unused NAME. It sets $NAME to a port on which no program listens.
+func unusedCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: unused name")
+	}
+	at, err := freeport.UDP()
+	ts.Check(err)
+	ts.Setenv(args[0], strconv.Itoa(int(at.Port())))
 }
 
 // exitsCmd implements exits CODE PROGRAM ARG…. It runs the program, which must exit with the

@@ -37,6 +37,8 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"gateway":   gatewayCmd,
+			"listen":    listenCmd,
+			"unused":    unusedCmd,
 			"exits":     exitsCmd,
 			"asks":      asksCmd,
 			"mode":      modeCmd,

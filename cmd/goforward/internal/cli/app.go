@@ -47,6 +47,8 @@ type app struct {
 	watchNetwork  func(ctx context.Context, notify func()) error        // discover.Watch
 	listeners     func(backends.Protocol, uint16) ([]netip.Addr, error) // reach.Listeners
 	keptBy        func(backends.Mapping) string                         // the other program that keeps a mapping; "": none
+	measure       measureFunc
+	repairMapping func(context.Context, *portCheck) error // replaces the repair of verify --every; nil: none
 	signals       *signalHandler
 	isTerminal    func() bool // stderr is a terminal
 
@@ -67,6 +69,7 @@ func newApp(stdout, stderr io.Writer) *app {
 		routeTo:       discover.Route,
 		watchNetwork:  discover.Watch,
 		listeners:     reach.Listeners,
+		measure:       measurePort,
 		signals:       newSignalHandler(),
 
 		pollInterval: pollInterval,
@@ -133,7 +136,7 @@ func (a *app) root() *cobra.Command {
 	root.Flags().SortFlags = false
 	root.Flags().BoolVar(&showVersion, "version", false, "print the version")
 	a.settings.register(root, a.protocols)
-	root.AddCommand(a.mapCommand(), a.unmapCommand(), a.listCommand(), a.ipCommand(), a.gatewaysCommand(),
+	root.AddCommand(a.mapCommand(), a.verifyCommand(), a.unmapCommand(), a.listCommand(), a.ipCommand(), a.gatewaysCommand(),
 		a.watchCommand(), a.runCommand(), a.demoCommand(), a.versionCommand())
 	root.SetHelpCommand(a.helpCommand(root))
 	root.InitDefaultHelpCmd()

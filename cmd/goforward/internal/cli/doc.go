@@ -29,6 +29,8 @@
 //
 //   - map.go and spec.go: map, and a requested mapping with its flags
 //   - remarks.go: what map says about a mapping after it is granted
+//   - verify.go, verify_via.go and verify_output.go: verify and map --verify, the ways of --via, and
+//     the output
 //   - hold.go: map --hold and run keep mappings alive and delete them at the end
 //   - hold_output.go: the output of map --hold. handleEvent prints every event of a mapping:
 //     mapped, changed, lost, restored. printFailure prints failed attempts.

@@ -13,14 +13,16 @@ import (
 
 // The exit codes. Scripts rely on them: never change one.
 const (
-	exitDone      = 0
-	exitOther     = 1
-	exitUsage     = 2
-	exitNoGateway = 3
-	exitRefused   = 4
-	exitConflict  = 5
-	exitNoReply   = 6
-	exitSignal    = 128 // plus the number of the signal
+	exitDone        = 0
+	exitOther       = 1
+	exitUsage       = 2
+	exitNoGateway   = 3
+	exitRefused     = 4
+	exitConflict    = 5
+	exitNoReply     = 6
+	exitUnreachable = 7   // verify: the port is not reachable
+	exitNotProven   = 8   // verify: nothing wrong was found, but access from the internet is not proven
+	exitSignal      = 128 // plus the number of the signal
 )
 
 // usageError is an invalid command line. Nothing was sent.
@@ -123,6 +125,9 @@ func (a *app) messages(err error) []string {
 func (a *app) reportError(ctx context.Context, err error) int {
 	if err == nil {
 		return exitDone
+	}
+	if verdict := verdictError(0); errors.As(err, &verdict) {
+		return int(verdict)
 	}
 	var ended *commandEnded
 	if errors.As(err, &ended) {

@@ -151,6 +151,7 @@ internet can reach a program behind the router.
   goforward map 8080                  forward port 8080 to this host, for two hours
   goforward map 8080 --hold           the same, kept alive until Ctrl-C
   goforward run -p 8080 -- ./server   the same, while ./server runs
+  goforward verify 8080               measure whether the port is reachable
   goforward unmap 8080                delete the mapping
   goforward watch                     report restarts and changes of the router
   goforward demo                      show a mapping on a simulated router
@@ -170,11 +171,41 @@ const mapExamples = `  goforward map 8080                           # for two ho
   goforward map 80:8080                        # external port 80 to port 8080 here
   goforward map 80 443/tcp 27015-27020/both    # several ports and ranges, TCP and UDP
   goforward map 443:8443 --exact --lifetime 2d # this external port or none
+  goforward map 8080 --verify                  # and measure whether it is reachable
   goforward map 8080 --dry-run                 # only say what would be requested
   goforward map --same-port --hold --json      # the same port inside and outside, for torrents
   goforward map 8080 -6                        # IPv6: opens the port in the firewall
   goforward map 8080 -g router.local           # on this router
   goforward map 8080 --hold --exec 'ddns-update --quiet'`
+
+const verifyHelp = `Verify measures how far connections to a forwarded port get, prints each piece of evidence,
+and then the verdict: reachable, unreachable or unknown. Reachable means that a connection
+from the internet arrived at this host. Nothing else counts as a proof of that.
+
+If the gateway's table has an entry for the port of this host, verify measures this entry and
+changes nothing. Otherwise it requests the mapping as map does, and deletes it at the end. If
+the gateway does not list its mappings, the mapping stays until its lifetime ends, because it
+may have existed before.
+
+Without --via, only the router is contacted: does a program listen, can the router connect to
+this host, and does it forward the port? Access from the internet needs one of these:
+
+  --via if:NAME   another interface of this host that leads to the internet, such as a modem
+                  or a VPN
+  --via phone     a URL to open on a phone without Wi-Fi. It needs a TCP port that no
+                  program uses during the measurement.
+
+With --every, verify measures again and prints each change of the verdict. If a port that was
+reachable is not reachable any more, verify deletes the mapping and maps it again once. The exit
+code is 0 for reachable, 7 for unreachable and 8 for unknown; of several ports, the worst.`
+
+const verifyExamples = `  goforward verify 8080
+  goforward verify 27015/udp                  # a UDP port
+  goforward verify 80:8080 443                # several ports
+  goforward verify 8080 --via phone           # with a phone that does not use the Wi-Fi
+  goforward verify 8080 --via if:wwan0        # through the modem of this host
+  goforward verify 8080 --via if:wwan0 --every 10m
+  goforward verify 8080 --json`
 
 const runHelp = `Run maps one or more ports, runs a command, and deletes the mappings when the command
 ends. It exits with the exit status of the command.

@@ -38,7 +38,7 @@ type failure struct {
 
 // is reports whether the failure is of a command.
 func (f *failure) is(command string) bool {
-	return f.app.command == command || command == "map" && f.app.command == "run"
+	return f.app.command == command || command == "map" && (f.app.command == "run" || f.app.command == "verify")
 }
 
 // isSilent reports whether the gateway did not reply to any request.
@@ -196,7 +196,7 @@ var flagNames = strings.NewReplacer(
 
 // packagePrefix matches the names of packages that are not names of protocols, as a prefix of
 // a text or of a part of it.
-var packagePrefix = lazyregexp.New(`(^|: |\n *)(?:(?:forward|discover|ssdp|invalid request): )+`)
+var packagePrefix = lazyregexp.New(`(^|: |\n *)(?:(?:forward|discover|ssdp|reach|invalid request): )+`)
 
 // libraryText returns a text of the library for people. It replaces the names of options, and
 // removes the names of packages, and the name of a protocol if the line already has it.

@@ -23,6 +23,7 @@ type holdFlags struct {
 	command     []string      // command of --exec; nil: none
 	execTimeout time.Duration // bounds the command
 	portFile    string        // file for the external port; empty: none
+	verify      verifyFlags
 }
 
 // register adds the flags to a command.
@@ -33,6 +34,7 @@ func (hf *holdFlags) register(cmd *cobra.Command) {
 	registerExec(cmd, &hf.command, &hf.execTimeout, "with --hold, run this command for each new external endpoint")
 	f.StringVar(&hf.portFile, "port-file", "", "write the external port to this `FILE`; with --hold, update it")
 	_ = cmd.RegisterFlagCompletionFunc("port-file", completeFiles)
+	hf.verify.registerForMap(cmd)
 }
 
 // check returns an error if the flags do not fit together, or do not fit the mappings.
@@ -42,7 +44,14 @@ func (hf *holdFlags) check(cmd *cobra.Command, specs []*spec) error {
 			return usagef("--%s needs --hold", name)
 		}
 	}
+	v := &hf.verify
 	switch {
+	case v.every != 0 && (!hf.hold || !v.ofMap):
+		return usagef("--every needs --hold and --verify; to measure a mapping again and again, use goforward verify")
+	case v.usesPhone() && hf.hold:
+		return usagef("--verify=phone and --hold exclude each other: use goforward verify --via phone")
+	case v.ofMap && specs[0].to.IsValid():
+		return usagef("--verify and --to exclude each other: only the other host can observe what arrives there")
 	case cmd.Flags().Changed("exec-timeout") && hf.command == nil:
 		return usagef("--exec-timeout needs --exec")
 	case !cmd.Flags().Changed("port-file"):
@@ -73,6 +82,9 @@ func (a *app) hold(ctx context.Context, specs []*spec, hf *holdFlags, body func(
 	}
 	config := a.config()
 	config.NonceKey, config.CloseTimeout = a.nonceKey(), cmp.Or(a.settings.timeout, unmapTimeout)
+	if hf.verify.ofMap {
+		config.Verify, config.VerifyEvery = a.newProbers(&hf.verify), hf.verify.every
+	}
 	f, err := forward.New(config)
 	if err != nil {
 		return err

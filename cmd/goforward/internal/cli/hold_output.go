@@ -39,6 +39,10 @@ func (h *heldMapping) printFailure(m *forward.Mapping) error {
 // handleEvent prints an event, such as the loss of a mapping, and passes a new endpoint to the
 // hooks.
 func (h *heldMapping) handleEvent(e forward.Event) {
+	if e.Kind == forward.EventVerified || e.Kind == forward.EventUnreachable {
+		h.printResult(e)
+		return
+	}
 	first, previous := h.granted == nil, netip.AddrPort{}
 	if !first {
 		previous = h.granted[0].External
@@ -65,6 +69,16 @@ func (h *heldMapping) handleEvent(e forward.Event) {
 	h.session.recordGrant(h)
 	for _, hook := range h.hooks {
 		hook.post(h.granted)
+	}
+}
+
+// printResult prints the result of a measurement in the background.
+func (h *heldMapping) printResult(e forward.Event) {
+	h.printLine(e.Time, e.Kind.String(), e.Grants, oneLine(libraryText(e.Result.Reason)))
+	if h.session.app.settings.json {
+		for _, m := range e.Grants {
+			h.session.app.printJSON(verified(e.Kind.String(), m, e.Result))
+		}
 	}
 }
 
@@ -108,7 +122,7 @@ func (h *heldMapping) printLine(at time.Time, kind string, ms []backends.Mapping
 	if reason != "" {
 		text += " (" + reason + ")"
 	}
-	if kind == "lost" || kind == "error" {
+	if kind == "lost" || kind == "error" || kind == "unreachable" {
 		h.session.app.failuref("%s\n", text)
 	} else {
 		h.session.app.messagef("%s\n", text)

@@ -25,7 +25,9 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/gatewaytest/quirks"
+	"github.com/natforward/goforward/internal/freeport"
 	"github.com/natforward/goforward/internal/gateway"
+	"github.com/natforward/goforward/reach"
 )
 
 // jsonPage is the content of docs/json.md.
@@ -186,6 +188,8 @@ var jsonRecords = []struct {
 		"`gateway` with `time`", "`address`", "`restarted`, `announced`", "`address_changed`", "`error` with `time`, without `protocol`",
 	}},
 	{errorRecord{}, []string{"`error` with `exit`"}},
+	{verifiedRecord{}, []string{"`verified`, `unreachable`"}},
+	{evidenceRecord{}, []string{"evidence"}},
 	{versionRecord{}, []string{"`version`"}},
 	{jsonEndpoint{}, []string{"endpoint"}},
 	{protocolRecord{}, []string{"probe"}},
@@ -208,6 +212,8 @@ func jsonTypes(t reflect.Type) []string {
 		return []string{"endpoint"}
 	case reflect.TypeFor[[]string]():
 		return []string{"array of backend"}
+	case reflect.TypeFor[[]evidenceRecord]():
+		return []string{"array of evidence"}
 	case reflect.TypeFor[[]deviceRecord]():
 		return []string{"array of device"}
 	case reflect.TypeFor[map[string]protocolRecord]():
@@ -215,7 +221,7 @@ func jsonTypes(t reflect.Type) []string {
 	}
 	switch t.Kind() {
 	case reflect.String:
-		return []string{"string", "time", "address", "gateway", "event", "backend", "backends", "scope", "kind", "status"}
+		return []string{"string", "time", "address", "gateway", "event", "backend", "backends", "scope", "kind", "status", "verdict", "level"}
 	case reflect.Int, reflect.Int64, reflect.Uint16:
 		return []string{"integer"}
 	case reflect.Float64:
@@ -289,6 +295,12 @@ func TestJSONValues(t *testing.T) {
 	}
 	for s := backends.Scope(0); !strings.HasPrefix(s.String(), "scope "); s++ {
 		want["scope"] = append(want["scope"], s.String())
+	}
+	for v := reach.Verdict(0); !strings.HasPrefix(v.String(), "verdict "); v++ {
+		want["verdict"] = append(want["verdict"], v.String())
+	}
+	for l := reach.Level(0); !strings.HasPrefix(l.String(), "level "); l++ {
+		want["level"] = append(want["level"], l.String())
 	}
 	for _, k := range slices.Concat(errorKinds, []errorKind{
 		classify(usagef("")), classify(errInterrupted), classify(errNotUnmapped), classify(errors.New("other")),
@@ -547,7 +559,8 @@ func (c *jsonChecker) run(t *testing.T, command string, wantCode int, change fun
 		}
 		last = object
 	}
-	if _, failed := last["exit"]; failed != (wantCode != exitDone) || got.stdout == "" {
+	isVerdict := last["event"] == "verified" && (wantCode == exitUnreachable || wantCode == exitNotProven)
+	if _, failed := last["exit"]; failed != (wantCode != exitDone && !isVerdict) || got.stdout == "" {
 		t.Errorf("%q: exit code %d, but the output is\n%s", args, got.code, got.stdout)
 	}
 }
@@ -629,7 +642,7 @@ func TestJSON(t *testing.T) {
 	c := &jsonChecker{page: readJSONPage(t), seen: map[string]bool{}}
 	t.Run("commands", func(t *testing.T) {
 		for name, commands := range map[string]func(*testing.T, *jsonChecker){
-			"map": runJSONMap, "table": runJSONTable, "gateways": runJSONGateways, "version": runJSONVersion,
+			"map": runJSONMap, "verify": runJSONVerify, "table": runJSONTable, "gateways": runJSONGateways, "version": runJSONVersion,
 			"hold": runJSONHold, "hold name": runJSONHoldName, "watch": runJSONWatch, "watch announced": runJSONWatchAnnounced,
 		} {
 			t.Run(name, func(t *testing.T) {
@@ -665,6 +678,43 @@ func runJSONMap(t *testing.T, c *jsonChecker) {
 	gw.SetExternal(netip.MustParseAddr("100.64.0.1"))
 	c.run(t, "ip", exitDone, nil, append(at, "ip")...)
 	c.run(t, "list", exitOther, nil, append(at, "list", "--backend", "natpmp")...)
+}
+
+// unusedPort returns a port on which no program listens.
+func unusedPort(t *testing.T) string {
+	t.Helper()
+	at, err := freeport.UDP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strconv.Itoa(int(at.Port()))
+}
+
+// runJSONVerify runs verify with simulated measurements, and map --hold with a real one: no
+// program listens.
+func runJSONVerify(t *testing.T, c *jsonChecker) {
+	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp"}, External: netip.MustParseAddr("127.0.0.1")})
+	at := []string{"-g", gw.Addr().String(), "--announce", "127.0.0.1:0", "--backend", "natpmp"}
+	path := reach.Evidence{
+		Method: "path:wwan0", Protocol: backends.TCP, External: netip.MustParseAddrPort("127.0.0.1:8081"),
+		Verdict: reach.Reachable, Level: reach.LevelInternet, At: time.Now(), RTT: 1500 * time.Microsecond, Detail: "a connection\narrived",
+		From: netip.MustParseAddrPort("198.51.100.7:40122"), To: netip.MustParseAddrPort("127.0.0.1:8081"),
+	}
+	lan := reach.Evidence{Method: "router", Protocol: backends.TCP, External: path.External, Level: reach.LevelLAN, Inferred: true, At: time.Now()}
+	udp := reach.Evidence{Method: "router", Protocol: backends.UDP, External: path.External, At: time.Now()}
+	measure := measuring(map[uint16]reach.Result{
+		8081: {Verdict: reach.Reachable, Proven: reach.LevelInternet, Reason: "reachable", At: time.Now(), Evidence: []reach.Evidence{lan, path, udp}},
+		8082: {Verdict: reach.Unreachable, Reason: "not reachable", At: time.Now()},
+	})
+	c.run(t, "verify", exitDone, measure, append(at, "verify", "8081")...)
+	c.run(t, "verify", exitUnreachable, measure, append(at, "verify", "8082/both")...)
+	c.run(t, "verify", exitNotProven, measure, append(at, "verify", "8083/udp")...)
+	c.run(t, "verify", exitUsage, measure, append(at, "verify", "8083/sctp")...)
+	c.run(t, "map", exitUnreachable, measure, append(at, "map", "8082", "--verify")...)
+	c.run(t, "verify", exitUnreachable, nil, append(at, "verify", unusedPort(t))...)
+	s := c.start(t, "map --hold", func(*app) {}, append(at, "map", unusedPort(t), "--hold", "--verify", "--every", "10")...)
+	s.await("mapped", "unreachable evidence")
+	s.finish()
 }
 
 func runJSONTable(t *testing.T, c *jsonChecker) {

@@ -41,6 +41,9 @@ func (a *app) mapCommand() *cobra.Command {
 			if err := hf.check(cmd, specs); err != nil {
 				return err
 			}
+			if err := a.checkVia(hf.verify.via); err != nil {
+				return err
+			}
 			if err := a.settings.checkSource(); err != nil && !hf.wait { // with --wait, the host may get the address later
 				return err
 			}
@@ -118,19 +121,26 @@ func (a *app) mapOnce(ctx context.Context, specs []*spec, hf *holdFlags) error {
 	}
 	defer a.close(f)
 	var all []grantedMapping
+	var checks []*portCheck
 	var failures mapErrors
-	for _, one := range enableAll(ctx, f, specs, func(i int) []forward.Option { return specs[i].options() }) {
+	attempts := enableAll(ctx, f, specs, func(i int) []forward.Option { return specs[i].options() })
+	defer leaveAll(attempts)
+	for _, one := range attempts {
 		<-one.done
-		granted, expires, err := leave(one)
+		granted, expires, err := leave(one, hf.verify.ofMap)
 		if err != nil {
 			failures = append(failures, mapError{one.spec, err})
 			continue
 		}
 		all = append(all, grantedMapping{one.spec, granted})
+		if hf.verify.ofMap {
+			checks = append(checks, a.checksOf(one, granted)...)
+		}
 		a.printMapped(granted)
 		a.messagef("%s, by %s, %s\n", mappingText(granted), backendText(granted[0]), expiryText(expires))
 	}
 	if ctx.Err() != nil && len(failures) > 0 {
+		leaveAll(attempts)
 		a.printInterrupted()
 		return interruptedError(f.Close())
 	}
@@ -138,7 +148,32 @@ func (a *app) mapOnce(ctx context.Context, specs []*spec, hf *holdFlags) error {
 	if err := a.writePortFile(ctx, hf, all); err != nil {
 		return err
 	}
-	return a.mapFailure(specs, failures)
+	var verdict error
+	if len(checks) > 0 {
+		verdict = a.measureRounds(ctx, checks, &hf.verify)
+	}
+	return cmp.Or(a.mapFailure(specs, failures), verdict)
+}
+
+// checksOf returns a check for each port of a mapping.
+func (a *app) checksOf(one *attempt, granted []backends.Mapping) (checks []*portCheck) {
+	for _, m := range granted {
+		c := &portCheck{spec: one.spec, mapping: m, target: a.reachTarget(m)}
+		if len(granted) == 1 {
+			c.held = one.mapping
+		}
+		checks = append(checks, c)
+	}
+	return checks
+}
+
+// leaveAll makes the mappings of all attempts, which have ended, stay for their lifetime.
+func leaveAll(attempts []*attempt) {
+	for _, one := range attempts {
+		if <-one.done; one.mapping != nil {
+			one.mapping.Leave()
+		}
+	}
 }
 
 // interruptedError is the error of an interrupted map. What the gateway had not granted yet is
@@ -150,13 +185,16 @@ func interruptedError(remains error) error {
 	return fmt.Errorf("%w: %w\n  → goforward unmap deletes it", errInterrupted, remains)
 }
 
-// leave returns what an attempt was granted. The mapping stays for its lifetime.
-func leave(one *attempt) ([]backends.Mapping, time.Time, error) {
+// leave returns what an attempt was granted. The mapping stays for its lifetime. If keep is true,
+// it is renewed until leaveAll is called.
+func leave(one *attempt, keep bool) ([]backends.Mapping, time.Time, error) {
 	if one.err != nil {
 		return nil, time.Time{}, one.err
 	}
 	status := one.mapping.Status()
-	one.mapping.Leave()
+	if !keep {
+		one.mapping.Leave()
+	}
 	if len(status.Grants) == 0 {
 		return nil, time.Time{}, fmt.Errorf("%w: the gateway granted the mapping and lost it at once; run map again", backends.ErrNoReply)
 	}

@@ -16,7 +16,7 @@ type topic struct {
 }
 
 var topics = []topic{
-	{"ports", []string{"port"}, "How to name ports and protocols", portsHelp, []string{"map", "unmap", "run"}},
+	{"ports", []string{"port"}, "How to name ports and protocols", portsHelp, []string{"map", "verify", "unmap", "run"}},
 	{"hold", []string{"wait"}, "How --hold keeps a mapping alive", holdHelp, []string{"map", "run"}},
 	{"exec", []string{"port-file"}, "How to pass the external port to other programs", execHelp, []string{"map", "watch"}},
 	{"watch-exec", nil, "How watch runs a command for each event", watchExecHelp, []string{"watch"}},
@@ -24,8 +24,8 @@ var topics = []topic{
 	{"protocols", []string{"protocol", "pcp", "nat-pmp", "natpmp", "upnp"}, "What NAT-PMP, PCP and UPnP can do", protocolsHelp, []string{"map", "unmap", "gateways", "list"}},
 	{"vpn", nil, "How to forward a port of a VPN provider", vpnHelp, []string{"map"}},
 	{"deletion", []string{"delete"}, "Which mappings unmap deletes", deletionHelp, []string{"unmap"}},
-	{"json", nil, "The objects that --json prints", jsonHelp, []string{"map", "unmap", "list", "ip", "gateways", "watch", "version"}},
-	{"exit-codes", []string{"exit", "exit-code"}, "The exit codes", exitCodesHelp, []string{"map", "unmap", "list", "ip", "gateways", "watch", "run"}},
+	{"json", nil, "The objects that --json prints", jsonHelp, []string{"map", "unmap", "list", "ip", "gateways", "watch", "verify", "version"}},
+	{"exit-codes", []string{"exit", "exit-code"}, "The exit codes", exitCodesHelp, []string{"map", "verify", "unmap", "list", "ip", "gateways", "watch", "run"}},
 }
 
 // findTopic returns the topic with that name or alias, or nil.
@@ -56,7 +56,7 @@ func seeAlso(command string) string {
 }
 
 const portsHelp = `The internal port is the port on which the program on this host listens. The external port
-is the port to give to others. Map, run -p and unmap accept these forms:
+is the port to give to others. Map, run -p, verify and unmap accept these forms:
 
   8080               external port 8080 to port 8080 here, or another external port if the
                      gateway does not grant 8080
@@ -106,6 +106,10 @@ once; the mapping then ends with its lifetime. Under nohup, SIGHUP has no effect
 If the first attempt fails, map fails. With --wait, it reports each failed attempt and tries
 again, so it can start before there is a network. It also waits until the name of --gateway
 has an address.
+
+With --verify, goforward measures whether the port is reachable, after each grant and every ten
+minutes or --every. It reports when the port is proven reachable, and when it is not reachable. A
+mapping that was proven and fails is deleted and mapped again once.
 
 At the end, goforward waits up to three seconds for a reply to the deletion, or as long as
 --timeout says, and up to 15 seconds in all while the gateway replies. With --quiet, stderr
@@ -264,8 +268,9 @@ Ignore fields that you do not know: later versions add some, and rename none. Th
 event names the kind of object:
 
   map          mapped, for each port and protocol
-  map --hold   mapped, changed, lost, restored, unmapped, kept, error, exec, port_file;
-               kept replaces unmapped if another program keeps the mapping alive
+  map --hold   mapped, changed, lost, restored, unmapped, kept, error, exec, port_file, and
+               with --verify verified and unreachable; kept replaces unmapped if another
+               program keeps the mapping alive
   unmap        unmapped or dry_run, for each port and protocol; backend lists all backends
                that deleted the mapping or found none. Internal port 0 means all ports.
                With several ports, error for each that failed
@@ -273,6 +278,7 @@ event names the kind of object:
   ip           ip
   gateways     gateway
   watch        gateway, address, restarted, announced, address_changed, exec, error
+  verify       verified, for each port and measurement; also with map --verify
   version      version
 
 An object about a mapping has these fields:
@@ -289,6 +295,9 @@ An object about a mapping has these fields:
   reason, time           why and when it changed
   remote                 the only peer that is admitted
   description, enabled, ours   in a list
+
+An object verified or unreachable has a verdict (reachable, unreachable or unknown), the level
+that is proven (none, listening, lan, router or internet), a reason, and evidence of each method.
 
 An object of gateways has the route, and protocols with an object for each protocol: speaks
 is yes, no, refused or silent.
@@ -315,6 +324,8 @@ const exitCodesHelp = `    0  done
     5  the port is already in use by another mapping, or unmap found a running program that
        keeps the mapping alive
     6  no reply from a gateway that was named, or that had replied before
+    7  verify, map --verify: a port is not reachable
+    8  verify, map --verify: no fault was found, but access from the internet is not proven
   129  SIGHUP interrupted the command before the mapping was granted
   130  SIGINT, as from Ctrl-C, interrupted it
   143  SIGTERM interrupted it
