@@ -173,7 +173,7 @@ func (s *holdSession) printAllGranted(granted [][]backends.Mapping) {
 	for i, h := range s.mappings {
 		all = append(all, grantedMapping{h.spec, granted[i]})
 	}
-	s.app.printRemarks(all, !s.flags.forChild)
+	s.app.printRemarks(all, remarkOptions{running: !s.flags.forChild})
 }
 
 // printInterrupted prints what happens after an interrupt during the first request.

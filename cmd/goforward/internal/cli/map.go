@@ -144,7 +144,7 @@ func (a *app) mapOnce(ctx context.Context, specs []*spec, hf *holdFlags) error {
 		a.printInterrupted()
 		return interruptedError(f.Close())
 	}
-	a.printRemarks(all, true)
+	a.printRemarks(all, remarkOptions{running: true, verified: hf.verify.ofMap})
 	if err := a.writePortFile(ctx, hf, all); err != nil {
 		return err
 	}

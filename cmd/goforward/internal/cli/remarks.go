@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
@@ -20,9 +21,14 @@ func (a *app) printOtherDevice(m backends.Mapping) {
 	}
 }
 
-// printRemarks prints what the user should know about the mappings. If running is false, the
-// program that is to listen on the ports does not run yet.
-func (a *app) printRemarks(all []grantedMapping, running bool) {
+// remarkOptions say what printRemarks is to print about the way to the program.
+type remarkOptions struct {
+	running  bool // the program that is to listen on the ports may run already
+	verified bool // a measurement follows
+}
+
+// printRemarks prints what the user should know about the mappings.
+func (a *app) printRemarks(all []grantedMapping, o remarkOptions) {
 	if len(all) == 0 || a.settings.quiet { // nothing would be printed
 		return
 	}
@@ -40,18 +46,9 @@ func (a *app) printRemarks(all []grantedMapping, running bool) {
 	if first.spec.from.Addr().IsValid() {
 		a.messagef("The gateway accepted the request to admit only %s. Test it: not every gateway keeps other hosts out.\n", endpointText(first.spec.from))
 	}
-	if running {
-		a.printListeners(all)
+	if !o.verified {
+		a.messagef("%s\n", a.provenText(all, o.running))
 	}
-	firewall := "This host's own firewall"
-	if first.spec.to.IsValid() {
-		firewall = fmt.Sprintf("The firewall of %v", first.spec.to)
-	}
-	ports := "these ports"
-	if len(all) == 1 {
-		ports = portText(first.granted)
-	}
-	a.messagef("%s must also let %s in.\n", firewall, ports)
 }
 
 // printScope prints a remark if the internet cannot reach the external address.
@@ -68,35 +65,62 @@ func (a *app) printScope(addr netip.Addr) {
 	}
 }
 
-// printListeners prints a remark about the ports on which no program of this host listens, and
-// about those on which a program accepts only connections from this host itself.
-func (a *app) printListeners(all []grantedMapping) {
-	var unused, local []string
+// provenText says in one line what is proven about the mappings, which is that the gateway granted
+// them and whether a program listens, and how to prove more. Nothing is sent for it.
+func (a *app) provenText(all []grantedMapping, running bool) string {
+	first := all[0]
+	ports := "these ports"
+	if len(all) == 1 {
+		ports = portText(first.granted)
+	}
+	if first.spec.to.IsValid() {
+		return fmt.Sprintf("Granted, not proven: the firewall of %v must also let %s in.", first.spec.to, ports)
+	}
+	var used, unused, local []string
+	var checks []*portCheck
 	for _, g := range all {
-		if g.spec.to.IsValid() {
-			continue
-		}
 		for _, m := range g.granted {
+			if m.Protocol != backends.TCP && m.Protocol != backends.UDP {
+				continue
+			}
+			checks = append(checks, &portCheck{spec: g.spec, mapping: m})
 			addrs, err := a.listeners(m.Protocol, m.Internal.Port())
 			text := fmt.Sprintf("%v port %d", m.Protocol, m.Internal.Port())
 			if len(all) > 1 || len(g.granted) > 1 {
 				text = fmt.Sprintf("%d/%v", m.Internal.Port(), m.Protocol)
 			}
 			switch {
-			case err != nil: // not known on this system
+			case err != nil || !running: // not known
 			case len(addrs) == 0:
 				unused = append(unused, text)
 			case !m.Internal.Addr().IsLoopback() && allLoopback(addrs):
 				local = append(local, text)
+			default:
+				used = append(used, text)
 			}
 		}
 	}
+	var known []string
 	if len(unused) > 0 {
-		a.messagef("No program on this host listens on %s yet.\n", joinSome(unused))
+		known = append(known, fmt.Sprintf("no program on this host listens on %s yet", joinSome(unused)))
 	}
 	if len(local) > 0 {
-		a.messagef("The program on %s listens only on a loopback address: the gateway cannot reach it.\n", joinSome(local))
+		known = append(known, fmt.Sprintf("the program on %s listens only on a loopback address, which the gateway cannot reach", joinSome(local)))
 	}
+	if len(used) > 0 {
+		known = append(known, fmt.Sprintf("a program listens on %s, but whether connections arrive was not checked", joinSome(used)))
+	}
+	if len(known) > 0 && len(all) == 1 && len(first.granted) == 1 {
+		ports = "it"
+	}
+	if len(known) == 0 {
+		known = append(known, "whether connections arrive was not checked")
+	}
+	text := fmt.Sprintf("Granted, not proven: %s. This host's own firewall must also let %s in.", strings.Join(known, "; "), ports)
+	if len(checks) > 0 {
+		text += " To measure: goforward verify " + a.portArguments(checks)
+	}
+	return text
 }
 
 func allLoopback(addrs []netip.Addr) bool {

@@ -1,45 +1,58 @@
 package cli
 
 import (
-	"bytes"
 	"errors"
+	"io"
 	"net/netip"
 	"testing"
 
 	"github.com/natforward/goforward/backends"
 )
 
-// TestListenersRemark checks what map says about the program that is to listen on a port.
-func TestListenersRemark(t *testing.T) {
+// TestProvenText checks the line of map about what is proven, and about the program that is to
+// listen on a port.
+func TestProvenText(t *testing.T) {
 	t.Parallel()
 	lan, loopback := netip.MustParseAddr("192.168.1.7"), netip.MustParseAddr("127.0.0.1")
-	granted := func(s spec, ports ...uint16) grantedMapping {
+	granted := func(s spec, p backends.Protocol, ports ...uint16) grantedMapping {
 		g := grantedMapping{spec: &s}
 		for _, port := range ports {
-			g.granted = append(g.granted, backends.Mapping{Protocol: backends.TCP, Internal: netip.AddrPortFrom(lan, port)})
+			g.granted = append(g.granted, backends.Mapping{Protocol: p, Internal: netip.AddrPortFrom(lan, port)})
 		}
 		return g
 	}
+	one := []grantedMapping{granted(spec{}, backends.TCP, 8080)}
+	const firewall, measure = " This host's own firewall must also let it in.", " To measure: goforward verify 8080"
 	for _, tt := range []struct {
-		name  string
-		addrs []netip.Addr
-		err   error
-		all   []grantedMapping
-		want  string
+		name    string
+		addrs   []netip.Addr
+		err     error
+		waiting bool // the program does not run yet
+		all     []grantedMapping
+		want    string
 	}{
-		{"no program", nil, nil, []grantedMapping{granted(spec{}, 8080)}, "No program on this host listens on tcp port 8080 yet.\n"},
-		{"no program, several", nil, nil, []grantedMapping{granted(spec{}, 80), granted(spec{}, 443, 444)}, "No program on this host listens on 80/tcp, 443/tcp and 444/tcp yet.\n"},
-		{"only this host", []netip.Addr{loopback, netip.IPv6Loopback()}, nil, []grantedMapping{granted(spec{}, 8080)}, "The program on tcp port 8080 listens only on a loopback address: the gateway cannot reach it.\n"},
-		{"a program", []netip.Addr{loopback, netip.IPv4Unspecified()}, nil, []grantedMapping{granted(spec{}, 8080)}, ""},
-		{"unknown", nil, errors.ErrUnsupported, []grantedMapping{granted(spec{}, 8080)}, ""},
-		{"another host", nil, nil, []grantedMapping{granted(spec{to: lan}, 8080)}, ""},
+		{"no program", nil, nil, false, one, "no program on this host listens on tcp port 8080 yet." + firewall + measure},
+		{"only this host", []netip.Addr{loopback, netip.IPv6Loopback()}, nil, false, one, "the program on tcp port 8080 listens only on a loopback address, which the gateway cannot reach." + firewall + measure},
+		{"a program", []netip.Addr{loopback, netip.IPv4Unspecified()}, nil, false, one, "a program listens on tcp port 8080, but whether connections arrive was not checked." + firewall + measure},
+		{"unknown", nil, errors.ErrUnsupported, false, one, "whether connections arrive was not checked. This host's own firewall must also let tcp port 8080 in." + measure},
+		{"run", nil, nil, true, one, "whether connections arrive was not checked. This host's own firewall must also let tcp port 8080 in." + measure},
+		{"another host", nil, nil, false, []grantedMapping{granted(spec{to: lan}, backends.TCP, 22)}, "the firewall of 192.168.1.7 must also let tcp port 22 in."},
+		{"another protocol", nil, nil, false, []grantedMapping{granted(spec{}, backends.SCTP, 5000)}, "whether connections arrive was not checked. This host's own firewall must also let sctp port 5000 in."},
+		{
+			"two", nil, errors.ErrUnsupported, false,
+			[]grantedMapping{granted(spec{}, backends.TCP, 80), granted(spec{}, backends.TCP, 443)},
+			"whether connections arrive was not checked. This host's own firewall must also let these ports in. To measure: goforward verify 80 443/tcp",
+		},
+		{
+			"several", nil, nil, false,
+			[]grantedMapping{granted(spec{}, backends.TCP, 80), granted(spec{}, backends.UDP, 443, 444)},
+			"no program on this host listens on 80/tcp, 443/udp and 444/udp yet. This host's own firewall must also let these ports in. To measure: goforward verify 80 443/udp 444/udp",
+		},
 	} {
-		var stdout, stderr bytes.Buffer
-		a := newApp(&stdout, &stderr)
+		a := newApp(io.Discard, io.Discard)
 		a.listeners = func(backends.Protocol, uint16) ([]netip.Addr, error) { return tt.addrs, tt.err }
-		a.printListeners(tt.all)
-		if stderr.String() != tt.want || stdout.Len() > 0 {
-			t.Errorf("%s: %q, want %q", tt.name, &stderr, tt.want)
+		if got := a.provenText(tt.all, !tt.waiting); got != "Granted, not proven: "+tt.want {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
 		}
 	}
 }

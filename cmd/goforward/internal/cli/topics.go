@@ -92,8 +92,8 @@ the one of the most severe failure.
 
 --lifetime is a number of seconds, a duration such as 90m, 2d, 1d12h or 1w, or forever. The
 protocols count whole seconds: a fraction is rounded up. The default is two hours. A gateway
-may grant a shorter lifetime; map prints it. Map also prints a remark if no program listens
-on the port of this host.`
+may grant a shorter lifetime; map prints it. Map also says what is proven: whether a program
+listens on the port of this host. Goforward verify proves more.`
 
 const holdHelp = `With --hold, goforward renews the mapping before it expires, and requests it again when
 the gateway restarts. It reports each change on stderr, and prints the external endpoint

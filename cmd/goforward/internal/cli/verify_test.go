@@ -405,3 +405,19 @@ func TestVerifiedRecord(t *testing.T) {
 		t.Errorf("%+v", r.Evidence)
 	}
 }
+
+// TestMapMeasuresNothing checks that map without --verify sends nothing to find out what is
+// proven.
+func TestMapMeasuresNothing(t *testing.T) {
+	t.Parallel()
+	gw := router(t, gatewaytest.Config{Protocols: []string{"natpmp"}})
+	got := run(t, func(a *app) {
+		a.measure = func(context.Context, *portCheck, ...reach.Prober) (reach.Result, error) {
+			t.Error("measured")
+			return reach.Result{}, nil
+		}
+	}, "map", "8080", "-g", gw.Addr().String(), "--announce", "127.0.0.1:0", "--backend", "natpmp")
+	if n := strings.Count(got.stderr, "\n"); got.code != exitDone || n != 2 || strings.Count(got.stderr, "\nGranted, not proven: ") != 1 {
+		t.Errorf("exit code %d, %d lines\n%s", got.code, n, got.stderr)
+	}
+}
