@@ -178,7 +178,7 @@ var reachPaths = []reachPath{
 	{
 		name: "host firewall drops", setUp: lanFirewall(""), closed: "46",
 		want: blocked(map[string][]string{"router/tcp": {unreachable}, "router/udp": {unknown}}),
-		ci:   []string{"router"},
+		ci:   []string{"router/tcp/4", "router/udp/4"},
 	},
 	{
 		name: "host firewall rejects", setUp: lanFirewall("meta l4proto tcp reject with tcp reset\nreject"), closed: "46",

@@ -1,0 +1,75 @@
+package labtest
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/natforward/goforward/forward"
+	"github.com/natforward/goforward/internal/lab"
+	"github.com/natforward/goforward/reach"
+)
+
+// verifyingProgram is a program with a Listener that is verified in the background through the
+// second uplink. It sends its events.
+var verifyingProgram = lab.Func("verifying", func(p *lab.Proc) {
+	f, err := forward.New(&forward.Config{
+		CheckEvery: -1, Verify: []reach.Prober{reach.Path("eth1")}, VerifyEvery: 10 * time.Second,
+		OnEvent: func(e forward.Event) {
+			p.Send(verifyingEvent{Kind: e.Kind.String(), Reason: e.Reason, Verdict: e.Result.Verdict.String()})
+		},
+	})
+	if err != nil {
+		p.Fatal(err)
+	}
+	ln, err := f.Listen(context.Background(), "tcp4", fmt.Sprintf(":%d", reachPort))
+	if err != nil {
+		p.Fatal(err)
+	}
+	go p.Serve(ln)
+	p.Receive(nil)
+	if err := f.Close(); err != nil {
+		p.Fatal(err)
+	}
+})
+
+type verifyingEvent struct {
+	Kind    string `json:"kind"`
+	Reason  string `json:"reason"`
+	Verdict string `json:"verdict"`
+}
+
+// TestReachRepair checks a mapping that is verified in the background. The router stops to
+// forward it and still lists it: it is mapped again. In the long form, the provider then blocks
+// the port, which no mapping can cure: that is reported.
+func TestReachRepair(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "reach: a mapping that the router lists and does not forward is mapped again")
+	l := &reachLab{home: lab.Home(t, lab.Router{IPv6: true})}
+	suppressAnnouncements(t, l.home)
+	l.home.SecondUplink(t, lab.Uplink{})
+	proc := l.home.Lan.Start(t, verifyingProgram, nil)
+	want := func(kind forward.EventKind) {
+		t.Helper()
+		begin := time.Now()
+		var e verifyingEvent
+		proc.Expect(&e)
+		t.Logf("after %.1f s: %s, %s: %s", time.Since(begin).Seconds(), e.Kind, e.Verdict, e.Reason)
+		if e.Kind != kind.String() {
+			t.Fatalf("event %s: %s, want %v", e.Kind, e.Reason, kind)
+		}
+	}
+	want(forward.EventMapped)
+	want(forward.EventVerified)
+	l.home.Daemon.Forget(t)
+	want(forward.EventVerified)
+	wantRules(t, l.home, 1)
+	if longChecks {
+		providerBlocks(t, l)
+		want(forward.EventUnreachable)
+	}
+	proc.Send("stop")
+	proc.Wait()
+	wantRules(t, l.home, 0)
+}
