@@ -169,6 +169,8 @@ func testReachPath(t *testing.T, path reachPath, table *reachTable) {
 			l.program.call(reachCall{Op: "verify", Network: c.network, Target: l.targets[c.six], Probers: []string{"path:eth1"}, Within: maxWait}, nil)
 		}
 	}
+	begin := time.Now()
+	l.answers(t, "tcp", false) // a visit
 	if path.setUp != nil {
 		path.setUp(t, l)
 	}
@@ -177,8 +179,24 @@ func testReachPath(t *testing.T, path reachPath, table *reachTable) {
 			t.Fatalf("%s over IPv%s: bytes from the internet arrive: %v", c.network, c.version(), in)
 		}
 	}
+	if c := (reachCell{"path", "tcp", false}); path.isClosed(c) && !path.fresh && path.socket == "" && slices.Contains(cells, c) {
+		l.measureAfterVisit(t, begin)
+	}
 	for _, c := range cells {
 		l.measure(t, path, c, table)
+	}
+}
+
+// measureAfterVisit measures a path that is closed now, while the program still reports a visit
+// of a few seconds ago. The visit does not make the port reachable.
+func (l *reachLab) measureAfterVisit(t *testing.T, begin time.Time) {
+	t.Helper()
+	r := l.program.call(reachCall{
+		Op: "verify", Network: "tcp", Target: l.targets[false], Probers: []string{"path:eth1"}, Within: maxWait, Visits: begin,
+	}, nil)
+	t.Logf("after a visit: %s, %s: %s", r.Verdict, r.Evidence, r.Reason)
+	if provesInternet(r) || r.Verdict != reach.Unreachable.String() {
+		t.Errorf("after a visit: FALSE REACHABLE: %+v", r)
 	}
 }
 
@@ -192,7 +210,10 @@ func (l *reachLab) measure(t *testing.T, path reachPath, c reachCell, table *rea
 	case "listening":
 		call.Probers = []string{"nothing"}
 	case "visit":
-		call.Probers, call.Visits = []string{"nothing"}, path.socket == ""
+		call.Probers = []string{"nothing"}
+		if path.socket == "" {
+			call.Visits = time.Now()
+		}
 		l.answers(t, c.network, !c.six) // a visit over the other version of IP proves nothing
 		l.answers(t, c.network, c.six)
 	case "path":

@@ -77,7 +77,7 @@ type reachCall struct {
 	Address string        `json:"address,omitempty"`
 	Target  reachTarget   `json:"target"`
 	Probers []string      `json:"probers,omitempty"` // "router", "path:eth1", …, or "nothing"
-	Visits  bool          `json:"visits,omitempty"`  // the program reports its visits
+	Visits  time.Time     `json:"visits"`            // the program reports its visits after this time
 	Within  time.Duration `json:"within,omitempty"`
 }
 
@@ -216,7 +216,7 @@ type reachSocket struct {
 // measuredSocket is the socket as a Catcher.
 type measuredSocket struct {
 	*reachSocket
-	visits bool
+	after time.Time // of the visits that it reports; the zero Time means none
 }
 
 func openReachSocket(network, address string) (*reachSocket, error) {
@@ -320,11 +320,11 @@ func (s measuredSocket) Send(b []byte, to netip.AddrPort) error {
 
 // Visited implements reach.Catcher.
 func (s measuredSocket) Visited() (time.Time, netip.AddrPort) {
-	if !s.visits {
-		return time.Time{}, netip.AddrPort{}
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.after.IsZero() || !s.visited.After(s.after) {
+		return time.Time{}, netip.AddrPort{}
+	}
 	return s.visited, s.visitedBy
 }
 
