@@ -90,6 +90,50 @@ func testReachLinks(t *testing.T, setUp func(*testing.T, *reachLab)) {
 	}
 }
 
+// TestReachDirect verifies the ports of a host with a public address, which needs no router. Nothing
+// is contacted, and a visit from the internet is proof. A visit from its own network is none.
+func TestReachDirect(t *testing.T) {
+	t.Parallel()
+	lab.Scenario(t, "reach: a host with a public address")
+	home := lab.Home(t, lab.Router{IPv6: true})
+	host, visitor := home.Wan, home.Lan
+	home.SecondUplink(t, lab.Uplink{Addr: netip.MustParsePrefix("46.46.47.2/24"), Untranslated: true})
+	host.Exec(t, "ip", "route", "add", "default", "via", home.External.String())
+	program := startProber(t, host)
+	program.call(reachCall{Op: "listen", Network: "4"}, nil)
+	links := []*lab.Capture{host.Capture(t, "eth0"), host.Capture(t, "eth1")}
+	verify := func(want ...string) {
+		t.Helper()
+		for _, link := range links {
+			link.Reset()
+		}
+		r := program.call(reachCall{Op: "verify mappings", Within: maxWait}, nil)
+		for _, link := range links {
+			for _, p := range link.Packets() {
+				t.Errorf("packet: %+v", p)
+			}
+		}
+		for i, m := range r.Mappings {
+			t.Logf("%s, proven %s: %s; %s", m.Verdict, m.Proven, m.Reason, m.Evidence)
+			if got := m.Verdict + ", " + m.Proven; i >= len(want) || got != want[i] {
+				t.Errorf("mapping %d: %s, want %q", i, got, want)
+			}
+		}
+	}
+	visit := func(source string) {
+		t.Helper()
+		if reply, err := visitor.SendTCP(t, addrPort(host, reachPort), "hello"); err != nil || reply != programText {
+			t.Fatalf("visit from %s: %q, %v", source, reply, err)
+		}
+	}
+	verify("unknown, listening", "unknown, listening")
+	visit("the network of the host")
+	verify("unknown, listening", "unknown, listening")
+	visitor.Exec(t, "ip", "route", "add", host.Addr().String()+"/32", "via", "46.46.47.1", "dev", "eth1")
+	visit("the internet")
+	verify("reachable, internet", "unknown, listening")
+}
+
 // routerAddrs returns all addresses of the router.
 func routerAddrs(t *testing.T, home *lab.HomeNet) (all []netip.Addr) {
 	t.Helper()

@@ -52,7 +52,7 @@ var reachProgram = lab.Func("reach", func(p *lab.Proc) {
 			p.Send(verifyOnce(c, sockets[c.Network], used))
 		case "listen":
 			var err error
-			if listener, err = listenForward(); err != nil {
+			if listener, err = listenForward(c.Network); err != nil {
 				p.Fatal(err)
 			}
 			p.Send(reachReply{})
@@ -73,7 +73,7 @@ const programText = "program\n"
 // reachCall is a call of reachProgram.
 type reachCall struct {
 	Op      string        `json:"op"`
-	Network string        `json:"network"` // "tcp" or "udp"
+	Network string        `json:"network"` // "tcp" or "udp"; for "listen" a version of IP
 	Address string        `json:"address,omitempty"`
 	Target  reachTarget   `json:"target"`
 	Probers []string      `json:"probers,omitempty"` // "router", "path:eth1", …, or "nothing"
@@ -329,24 +329,25 @@ func (s measuredSocket) Visited() (time.Time, netip.AddrPort) {
 }
 
 // reachListener is what a program has that uses package forward alone: a Listener and a
-// PacketConn, for both versions of IP.
+// PacketConn.
 type reachListener struct {
 	forwarder *forward.Forwarder
 	listener  *forward.Listener
 	packets   *forward.PacketConn
 }
 
-func listenForward() (l *reachListener, err error) {
+// listenForward opens the sockets for one version of IP, "4" or "6", or for both with "".
+func listenForward(version string) (l *reachListener, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
 	l = &reachListener{}
 	if l.forwarder, err = forward.New(&forward.Config{CheckEvery: -1}); err != nil {
 		return nil, err
 	}
-	if l.listener, err = l.forwarder.Listen(ctx, "tcp", fmt.Sprintf(":%d", reachPort)); err != nil {
+	if l.listener, err = l.forwarder.Listen(ctx, "tcp"+version, fmt.Sprintf(":%d", reachPort)); err != nil {
 		return nil, err
 	}
-	if l.packets, err = l.forwarder.ListenPacket(ctx, "udp", fmt.Sprintf(":%d", reachPort)); err != nil {
+	if l.packets, err = l.forwarder.ListenPacket(ctx, "udp"+version, fmt.Sprintf(":%d", reachPort)); err != nil {
 		return nil, err
 	}
 	go func() {
@@ -355,7 +356,9 @@ func listenForward() (l *reachListener, err error) {
 			if err != nil {
 				return
 			}
+			_ = conn.SetDeadline(time.Now().Add(maxWait))
 			_, _ = io.WriteString(conn, programText)
+			_, _ = io.Copy(io.Discard, conn) // unread bytes would reset the connection
 			_ = conn.Close()
 		}
 	}()
