@@ -25,6 +25,7 @@ type accepter struct {
 	deadline time.Time            // what the program set; zero: none
 	passed   []*net.TCPConn       // examined connections for the program
 	running  map[*net.TCPConn]any // connections that are examined now
+	skipped  int                  // connections that the program got unexamined
 	closed   bool
 	work     sync.WaitGroup
 }
@@ -87,7 +88,11 @@ func (a *accepter) examine(conn *net.TCPConn) bool {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.closed || len(a.running) >= maxExamined {
+	if a.closed {
+		return false
+	}
+	if len(a.running) >= maxExamined {
+		a.skipped++
 		return false
 	}
 	if a.running == nil {
@@ -104,6 +109,13 @@ func (a *accepter) examine(conn *net.TCPConn) bool {
 		delete(a.running, conn)
 	})
 	return true
+}
+
+// skippedCount returns how many connections the program got unexamined.
+func (a *accepter) skippedCount() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.skipped
 }
 
 // pass gives an examined connection to the program, and interrupts the accept that waits.

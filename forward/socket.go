@@ -69,8 +69,9 @@ func (s *socketState) takeDatagram(b []byte, from netip.AddrPort) bool {
 // socketCatcher is the reach.Catcher of a mapping with a Listener or PacketConn.
 type socketCatcher struct {
 	*socketState
-	target reach.Target
-	since  time.Time // the time of the last change of the mapping
+	target  reach.Target
+	since   time.Time // the time of the last change of the mapping
+	skipped int       // of the accepter, when the verification began
 }
 
 var _ reach.Catcher = socketCatcher{}
@@ -87,6 +88,9 @@ func (c socketCatcher) Expect(e reach.Expectation) (<-chan reach.Arrival, func()
 func (c socketCatcher) Observing() error {
 	if !c.isWaiting() {
 		return errors.New("the program does not accept connections or read datagrams at the moment, so arrivals cannot be observed")
+	}
+	if c.accepter.skippedCount() != c.skipped {
+		return errors.New("too many connections arrived at once, so not all of them were observed")
 	}
 	return nil
 }

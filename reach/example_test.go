@@ -40,7 +40,7 @@ func Example() {
 	fmt.Println(r.Reason)
 	// Output:
 	// unreachable - the path is proven up to level internet
-	// no program on this host listens on tcp port 48080; a connection from the internet arrived with a socket in its place
+	// no program on this host listens on tcp port 48080; with a socket in its place, a connection from the internet arrived
 }
 
 // Verify does not need a mapping of this library. This measures a port that was forwarded in the

@@ -3,7 +3,6 @@ package reach
 import (
 	"context"
 	"fmt"
-	"net/netip"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/netbind"
@@ -44,10 +43,13 @@ func (hairpin) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 	return e, nil
 }
 
-// externalEndpoint returns an error if the external endpoint of a target is not known.
+// externalEndpoint returns an error if nothing can be sent to the external endpoint of a target.
 func externalEndpoint(t Target) error {
-	if t.External.Addr() == (netip.Addr{}) || t.External.Port() == 0 {
+	switch {
+	case !t.External.Addr().IsValid() || t.External.Port() == 0:
 		return fmt.Errorf("%w: the gateway does not report its external address", backends.ErrUnsupported)
+	case t.Gateway.IsLoopback() && !t.External.Addr().IsLoopback(): // a host of the internet may have that address
+		return fmt.Errorf("%w: the gateway is on loopback, so its external address is not a real one", backends.ErrUnsupported)
 	}
 	return nil
 }

@@ -108,7 +108,7 @@ func (t Target) subscribe(ctx context.Context, catcher Catcher, e *Evidence) err
 		wait = 0 // the connection may have arrived, although the response is lost
 	}
 	a, ended := await(ctx, arrivals, wait)
-	miss := fmt.Sprintf("the router's connection to TCP port %d did not arrive: this host's firewall probably drops or rejects it", t.Internal.Port())
+	miss := fmt.Sprintf("the router's connection to tcp port %d did not arrive: this host's firewall probably drops or rejects it", t.Internal.Port())
 	switch {
 	case a.From.IsValid():
 		return t.arrived(e, a, begun)
@@ -148,9 +148,9 @@ func (t Target) arrived(e *Evidence, a Arrival, begun time.Time) error {
 	if a.From.Addr().Is4() && !t.isGateway(a.From.Addr()) {
 		return fmt.Errorf("the connection for the router came from %v, not from the router", a.From)
 	}
-	what := "the router's connection to TCP port"
+	what := "the router's connection to tcp port"
 	if t.Protocol == backends.UDP {
-		what = "the router's answer to UDP port"
+		what = "the router's answer to udp port"
 	}
 	e.Verdict, e.Detail = Reachable, fmt.Sprintf("%s %d arrived, from %v", what, t.Internal.Port(), a.From)
 	return nil
@@ -344,7 +344,7 @@ func (t Target) searchFromPort(ctx context.Context, catcher Catcher, e *Evidence
 		}
 		return t.arrived(e, a, begun)
 	case t.answersSearch(ctx):
-		return fmt.Errorf("%sthe router answers searches from other ports, but its answer to UDP port %d did not arrive: this host's firewall probably drops it, or multicast gets lost on this network", other, t.Internal.Port())
+		return fmt.Errorf("%sthe router answers searches from other ports, but its answer to udp port %d did not arrive: this host's firewall probably drops it, or multicast gets lost on this network", other, t.Internal.Port())
 	}
 	return cmp.Or(context.Cause(ctx), errNoAnswer)
 }

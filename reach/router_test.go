@@ -159,7 +159,7 @@ func TestRouterSilent(t *testing.T) {
 	gw := startRouter(t, events(quirks.Events{Silent: true}))
 	target := freeTarget(t, gw, backends.TCP)
 	e, err := askRouter(t, target)
-	want := fmt.Sprintf("the router's connection to TCP port %d did not arrive: this host's firewall probably drops or rejects it", target.Internal.Port())
+	want := fmt.Sprintf("the router's connection to tcp port %d did not arrive: this host's firewall probably drops or rejects it", target.Internal.Port())
 	if err != nil || e.Verdict != reach.Unreachable || e.Level != reach.LevelLAN || e.Inferred || e.From.IsValid() || e.Detail != want {
 		t.Errorf("%+v, %v", e, err)
 	}

@@ -172,7 +172,7 @@ func conclude(t Target, owner Owner, evidence []Evidence) Result {
 	case notListening != nil:
 		r.Verdict, r.Reason = Unreachable, notListening.Detail
 		if r.Proven > LevelListening {
-			r.Reason += "; " + provenText[r.Proven] + " with a socket in its place"
+			r.Reason += "; with a socket in its place, " + arrivedText[r.Proven]
 		}
 	case r.Verdict == Reachable:
 	case failed != nil:
@@ -192,6 +192,13 @@ var provenText = [...]string{
 	LevelLAN:       "the router can connect to this host; whether the internet can was not proven",
 	LevelRouter:    "the router forwards the port; whether the internet reaches the router was not proven",
 	LevelInternet:  "a connection from the internet arrived",
+}
+
+// arrivedText says what arrived at each level.
+var arrivedText = [...]string{
+	LevelLAN:      "the router's connection arrived",
+	LevelRouter:   "a connection to the external port arrived",
+	LevelInternet: "a connection from the internet arrived",
 }
 
 // sleep waits. It returns the cause if ctx ends first.

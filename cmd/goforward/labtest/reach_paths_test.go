@@ -12,7 +12,7 @@ import (
 type reachPath struct {
 	name   string
 	uplink lab.Uplink // the second uplink of the host
-	// socket is what has the port: a socket of reachProgram if it is empty, or "none", or that of
+	// socket is what has the port: a socket of reachProgram if it is empty, or "none", or a socket of
 	// another program: "service", or "loopback" if it listens only there. With "none" and
 	// "loopback", package reach opens the port for the measurement.
 	socket string
