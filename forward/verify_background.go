@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -85,7 +84,7 @@ func (b *background) run(ctx context.Context) {
 			return
 		}
 	}
-	if r.Verdict == reach.Unreachable && b.proven && !failsHere(r) {
+	if r.Verdict == reach.Unreachable && b.proven && !r.FailsHere() {
 		b.proven = false // it is mapped again once
 		if r, ok = b.remap(ctx, r); !ok {
 			return
@@ -122,14 +121,6 @@ func (b *background) remap(ctx context.Context, dead reach.Result) (reach.Result
 		return dead, ctx.Err() == nil
 	}
 	return b.measure(ctx)
-}
-
-// failsHere reports whether a port is unreachable because of this host: no program listens, or
-// the firewall drops the router's connection. Another mapping would not help.
-func failsHere(r reach.Result) bool {
-	return slices.ContainsFunc(r.Evidence, func(e reach.Evidence) bool {
-		return e.Verdict == reach.Unreachable && e.Level <= reach.LevelLAN && !e.Inferred
-	})
 }
 
 // sendResult logs an event about a verification and queues it for OnEvent.

@@ -22,7 +22,7 @@ func (hairpin) Name() string { return "hairpin" }
 // Probe implements Prober.
 func (hairpin) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, error) {
 	e := Evidence{Level: LevelRouter, To: t.Internal}
-	if err := externalEndpoint(t); err != nil {
+	if err := checkReal(t); err != nil {
 		return e, err
 	}
 	if netbind.HasAddr(t.External.Addr()) {
@@ -43,13 +43,18 @@ func (hairpin) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 	return e, nil
 }
 
-// externalEndpoint returns an error if nothing can be sent to the external endpoint of a target.
-func externalEndpoint(t Target) error {
-	switch {
-	case !t.External.Addr().IsValid() || t.External.Port() == 0:
+// checkExternal returns an error if the external endpoint of a target is not known.
+func checkExternal(t Target) error {
+	if !t.External.Addr().IsValid() || t.External.Port() == 0 {
 		return fmt.Errorf("%w: the gateway does not report its external address", backends.ErrUnsupported)
-	case t.Gateway.IsLoopback() && !t.External.Addr().IsLoopback(): // a host of the internet may have that address
-		return fmt.Errorf("%w: the gateway is on loopback, so its external address is not a real one", backends.ErrUnsupported)
 	}
 	return nil
+}
+
+// checkReal returns an error if nothing may be sent to the external endpoint of a target.
+func checkReal(t Target) error {
+	if t.Gateway.IsLoopback() && !t.External.Addr().IsLoopback() { // a host of the internet may have that address
+		return fmt.Errorf("%w: the gateway is on loopback, so its external address is not a real one", backends.ErrUnsupported)
+	}
+	return checkExternal(t)
 }

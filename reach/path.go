@@ -41,7 +41,7 @@ func (p *path) Name() string { return "path:" + p.iface }
 // Probe implements Prober.
 func (p *path) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, error) {
 	e := Evidence{Level: LevelInternet, To: t.Internal}
-	if err := externalEndpoint(t); err != nil {
+	if err := checkReal(t); err != nil {
 		return e, err
 	}
 	ifi, err := net.InterfaceByName(p.iface)

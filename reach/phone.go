@@ -35,7 +35,7 @@ func (phone) Name() string { return "phone" }
 // Probe implements Prober.
 func (p phone) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, error) {
 	e := Evidence{Level: LevelInternet, To: t.Internal}
-	if err := externalEndpoint(t); err != nil {
+	if err := checkExternal(t); err != nil {
 		return e, err
 	}
 	switch {

@@ -88,3 +88,15 @@ func TestNotApplicable(t *testing.T) {
 		})
 	}
 }
+
+// TestLoopbackGateway checks that nothing is sent to the external address of a test gateway: a host
+// of the internet may have it.
+func TestLoopbackGateway(t *testing.T) {
+	target := testTarget
+	target.Gateway = netip.MustParseAddr("127.0.0.1")
+	for _, p := range []Prober{Hairpin(), Path("lo")} {
+		if _, err := p.Probe(t.Context(), target, &stubCatcher{owner: OwnerTemporary}); !errors.Is(err, backends.ErrUnsupported) {
+			t.Errorf("%s: %v, want ErrUnsupported", p.Name(), err)
+		}
+	}
+}

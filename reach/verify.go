@@ -213,6 +213,14 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// FailsHere reports whether a port is unreachable because of this host: no program listens, or the
+// firewall drops the router's connection. Another mapping would not help.
+func (r Result) FailsHere() bool {
+	return slices.ContainsFunc(r.Evidence, func(e Evidence) bool {
+		return e.Verdict == Unreachable && e.Level <= LevelLAN && !e.Inferred
+	})
+}
+
 // Combine makes one Result of the results of several ports that belong together: the verdict is
 // Reachable only if all of them are reachable, and Unreachable if one of them is. Without
 // results, it returns the zero Result.
