@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -185,13 +184,10 @@ func (p *Port) Owner() Owner { return p.owner }
 
 // Expect implements Catcher.
 func (p *Port) Expect(e Expectation) (arrivals <-chan Arrival, stop func()) {
-	if p.owner != OwnerOther || e.SourcePort == 0 || p.Observing() != nil {
+	if p.owner != OwnerOther || e.SourcePort == 0 && !e.Any || p.Observing() != nil {
 		return p.queue.Expect(e)
 	}
-	before, from := p.connections(), e.From
-	e.From = func(a netip.Addr) bool { // an older connection is not the one that is expected
-		return !slices.Contains(before, netip.AddrPortFrom(a, e.SourcePort)) && (from == nil || from(a))
-	}
+	e.Before = p.connections()
 	arrivals, remove := p.queue.Expect(e)
 	ctx, cancel := context.WithCancel(p.ctx)
 	p.work.Go(func() { p.pollTable(ctx) })

@@ -1,7 +1,9 @@
 package reach
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -23,8 +25,10 @@ const page = `<!doctype html><meta charset="utf-8"><meta name="viewport" content
 // uses the local network, the arrival proves LevelRouter or LevelLAN. If there is no arrival, the
 // Verdict is Unknown.
 //
-// The port must be TCP and must not belong to another program, which would receive the
-// connection. Phone does not call show otherwise.
+// If another program has the port, that program receives the connection, so there is no nonce. The
+// Verdict is then Unknown, but the error names the source of the next connection from the
+// internet, and the person can compare it with the address of the phone. For a UDP port, Phone does
+// not call show.
 func Phone(show func(url string)) Prober { return phone{show} }
 
 type phone struct{ show func(url string) }
@@ -41,10 +45,10 @@ func (p phone) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 	switch {
 	case t.Protocol != backends.TCP:
 		return e, fmt.Errorf("%w: a browser uses TCP: the phone cannot measure %v", backends.ErrUnsupported, t.Protocol)
+	case catcher.Owner() == OwnerOther && catcher.Observing() != nil, catcher.Owner() == OwnerNone:
+		return e, cmp.Or(catcher.Observing(), errNotObserved)
 	case catcher.Owner() == OwnerOther:
-		return e, fmt.Errorf("%w: the program on the port would receive the connection: stop it during the measurement", backends.ErrUnsupported)
-	case catcher.Observing() != nil && catcher.Owner() == OwnerNone:
-		return e, catcher.Observing()
+		return e, p.watch(ctx, t, catcher)
 	}
 	nonce := NewNonce()
 	arrivals, stop := catcher.Expect(Expectation{
@@ -74,5 +78,23 @@ func (p phone) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 		return e, nil
 	case <-ctx.Done():
 		return e, fmt.Errorf("the URL was not opened, or its connection did not arrive: %w", context.Cause(ctx))
+	}
+}
+
+var errNotObserved = errors.New("the port cannot be observed")
+
+// watch shows the URL of another program, and reports the next connection from the internet. It
+// always fails, because that may be another visitor.
+func (p phone) watch(ctx context.Context, t Target, catcher Catcher) error {
+	arrivals, stop := catcher.Expect(Expectation{Any: true, From: t.IsFromInternet})
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, phoneTimeout)
+	defer cancel()
+	p.show(fmt.Sprintf("http://%v/", t.External))
+	select {
+	case a := <-arrivals:
+		return fmt.Errorf("a connection from %v arrived at the program on the port: if that is the address of the phone, the port is reachable; for a proof, stop the program during the measurement", a.From.Addr())
+	case <-ctx.Done():
+		return fmt.Errorf("no connection from the internet arrived at the program on the port: %w", context.Cause(ctx))
 	}
 }

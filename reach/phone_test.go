@@ -56,6 +56,24 @@ func TestPhone(t *testing.T) {
 	}
 }
 
+// TestPhoneOtherProgram checks that a connection to another program never counts as a proof, and
+// that the person learns its source.
+func TestPhoneOtherProgram(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &stubCatcher{owner: OwnerOther}
+		e, err := Phone(func(shown string) {
+			if shown != "http://45.45.45.1:8080/" {
+				t.Errorf("the URL is %s", shown)
+			}
+			c.Seen(netip.MustParseAddrPort("192.168.77.3:4000")) // of the LAN
+			c.Seen(netip.MustParseAddrPort("8.8.8.8:4000"))
+		}).Probe(t.Context(), testTarget, c)
+		if e.Verdict != Unknown || err == nil || !strings.Contains(err.Error(), "8.8.8.8 ") {
+			t.Errorf("%v, %v, want unknown, and the source", e.Verdict, err)
+		}
+	})
+}
+
 // TestNotApplicable checks the targets for which a prober has nothing to measure. It must then
 // neither show a URL nor send anything.
 func TestNotApplicable(t *testing.T) {
@@ -72,7 +90,7 @@ func TestNotApplicable(t *testing.T) {
 		want   error // nil: any
 	}{
 		"phone, UDP":              {phone, udp, OwnerTemporary, backends.ErrUnsupported},
-		"phone, another program":  {phone, testTarget, OwnerOther, backends.ErrUnsupported},
+		"phone, not observed":     {phone, testTarget, OwnerNone, errNotObserved},
 		"phone, hidden address":   {phone, hidden, OwnerTemporary, backends.ErrUnsupported},
 		"hairpin, hidden address": {Hairpin(), hidden, OwnerTemporary, backends.ErrUnsupported},
 		"hairpin, own address":    {Hairpin(), own, OwnerTemporary, backends.ErrUnsupported},

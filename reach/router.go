@@ -48,10 +48,7 @@ func (router) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, e
 	e := Evidence{Level: LevelLAN}
 	switch {
 	case catcher.Owner() == OwnerNone:
-		if err := catcher.Observing(); err != nil {
-			return e, err
-		}
-		return e, errors.New("the port cannot be observed")
+		return e, cmp.Or(catcher.Observing(), errNotObserved)
 	case !t.Gateway.IsValid():
 		return e, fmt.Errorf("%w: there is no router that could connect to this host", backends.ErrUnsupported)
 	case t.Protocol == backends.UDP && repliesAdmitted:

@@ -26,6 +26,12 @@ type Expectation struct {
 	// it, a connection to a socket of another program can be recognized in the table of
 	// sockets.
 	SourcePort uint16
+	// Any makes every connection in the table of sockets count, from each source port. Such an
+	// arrival does not show which connection it was. First is then empty.
+	Any bool
+	// Before has connections in the table of sockets that are older than the expectation. They do
+	// not count.
+	Before []netip.AddrPort
 	// Answer is sent to the source of what is caught. It may be empty.
 	Answer []byte
 }
@@ -128,7 +134,8 @@ func (q *Queue) Match(first []byte, from netip.AddrPort) (answer []byte, matches
 // the expectation and delivers the arrival.
 func (q *Queue) Seen(from netip.AddrPort) {
 	for _, p := range q.all() {
-		if p.SourcePort != 0 && p.SourcePort == from.Port() && p.examines(from.Addr()) && q.take(p) {
+		isExpected := p.Any || p.SourcePort != 0 && p.SourcePort == from.Port()
+		if isExpected && !slices.Contains(p.Before, from) && p.examines(from.Addr()) && q.take(p) {
 			p.deliver(Arrival{From: from, At: time.Now(), InTable: true})
 			return
 		}
