@@ -34,8 +34,9 @@ const (
 // the firewall of this host, both are new flows. If another program has the internal port, the
 // prober uses another port, and the evidence is Inferred.
 //
-// A subscription that the router accepted, and no connection, is Unreachable. Every other failure
-// is Unknown, because many routers have no UPnP or no events, and datagrams get lost.
+// A subscription that the router accepted, and no connection at the socket of the program, is
+// Unreachable. Every other failure is Unknown, because many routers have no UPnP or no events,
+// datagrams get lost, and a port on which no program listens may be forwarded to a container.
 func Router() Prober { return router{} }
 
 type router struct{}
@@ -115,6 +116,8 @@ func (t Target) subscribe(ctx context.Context, catcher Catcher, e *Evidence) err
 		return fmt.Errorf("the router does not connect to this host: %w", err)
 	case e.Inferred:
 		return errors.New(otherPort + miss)
+	case catcher.Owner() == OwnerTemporary: // a rule may forward the port to a container, which the table of sockets does not show
+		return errors.New(miss + ", or forwards the port to a container")
 	}
 	e.Verdict, e.Detail = Unreachable, miss
 	return nil

@@ -153,12 +153,22 @@ func TestRouterIPv6(t *testing.T) {
 	}
 }
 
+// programPort is a Port that stands for the socket of a program.
+type programPort struct{ *reach.Port }
+
+// Owner returns OwnerProgram.
+func (programPort) Owner() reach.Owner { return reach.OwnerProgram }
+
 // TestRouterSilent checks that an accepted subscription without a connection is Unreachable.
 func TestRouterSilent(t *testing.T) {
 	t.Parallel()
 	gw := startRouter(t, events(quirks.Events{Silent: true}))
 	target := freeTarget(t, gw, backends.TCP)
-	e, err := askRouter(t, target)
+	port := openPort(t, target)
+	if e, err := reach.Router().Probe(t.Context(), target, port); err == nil || e.Verdict != reach.Unknown {
+		t.Errorf("without a program: %+v, %v, want unknown: a container may have the port", e, err)
+	}
+	e, err := reach.Router().Probe(t.Context(), target, programPort{port})
 	want := fmt.Sprintf("the router's connection to tcp port %d did not arrive: this host's firewall probably drops or rejects it", target.Internal.Port())
 	if err != nil || e.Verdict != reach.Unreachable || e.Level != reach.LevelLAN || e.Inferred || e.From.IsValid() || e.Detail != want {
 		t.Errorf("%+v, %v", e, err)
@@ -269,7 +279,7 @@ func TestRouterNonce(t *testing.T) {
 					t.Errorf("answered %q", answer)
 				}
 			}()
-			e, err := askRouter(t, target)
+			e, err := reach.Router().Probe(t.Context(), target, programPort{openPort(t, target)})
 			if e.Verdict != tt.want || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 				t.Errorf("%+v, %v", e, err)
 			}
