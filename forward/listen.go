@@ -266,7 +266,7 @@ func (f *Forwarder) forwardSocket(p backends.Protocol, network string, socket io
 	r := socketMappings{socket: &socketState{protocol: p, port: bound.Port()}}
 	switch socket := socket.(type) {
 	case *net.UDPConn:
-		r.socket.send = socket.WriteToUDPAddrPort
+		r.socket.conn = socket
 	case *net.TCPListener:
 		r.socket.accepter = accepter{listener: socket, queue: &r.socket.queue}
 	}

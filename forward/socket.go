@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	netipv6 "golang.org/x/net/ipv6"
+
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/catch"
 	"github.com/natforward/goforward/reach"
@@ -21,7 +23,7 @@ const acceptGap = time.Second
 type socketState struct {
 	protocol backends.Protocol
 	port     uint16
-	send     func([]byte, netip.AddrPort) (int, error) // nil for TCP
+	conn     *net.UDPConn // for UDP; nil for TCP
 	queue    catch.Queue
 	accepter accepter // for TCP
 
@@ -61,7 +63,7 @@ func (s *socketState) takeDatagram(b []byte, from netip.AddrPort) bool {
 	}
 	answer, matches, _ := s.queue.Match(b, from)
 	if matches && len(answer) > 0 {
-		_, _ = s.send(answer, from)
+		_, _ = s.conn.WriteToUDPAddrPort(answer, from)
 	}
 	return matches
 }
@@ -97,10 +99,14 @@ func (c socketCatcher) Observing() error {
 
 // Send implements reach.Catcher.
 func (c socketCatcher) Send(b []byte, to netip.AddrPort) error {
-	if c.send == nil {
+	if c.conn == nil {
 		return fmt.Errorf("forward: %w: nothing can be sent from a listener", backends.ErrUnsupported)
 	}
-	_, err := c.send(b, to)
+	var control []byte
+	if to.Addr().Is6() && !to.Addr().Is4In6() { // else the kernel may choose the link-local address as the source
+		control = (&netipv6.ControlMessage{Src: c.target.Internal.Addr().AsSlice()}).Marshal()
+	}
+	_, _, err := c.conn.WriteMsgUDPAddrPort(b, control, to)
 	return err
 }
 
