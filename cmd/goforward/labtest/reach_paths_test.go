@@ -1,6 +1,7 @@
 package labtest
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"testing"
@@ -38,6 +39,9 @@ const (
 	fromLANInferred                           = "reachable lan (inferred)"
 	noEvidence                                = "–"
 )
+
+// elsewhere is why a program in another network namespace seems to be missing.
+const elsewhere = "the table of sockets has only those of the own network namespace"
 
 // reachBase is what the probers show if everything works.
 var reachBase = map[string][]string{
@@ -140,6 +144,27 @@ func translatePorts(t *testing.T, l *reachLab) {
 	l.uplink.Nft(t, `flush chain inet filter postrouting
 add rule inet filter postrouting oifname "wan0" meta l4proto tcp masquerade to :61000-61999 random
 add rule inet filter postrouting oifname "wan0" masquerade
+`)
+}
+
+// container makes the host forward the port to another one, as to a container.
+func container(t *testing.T, l *reachLab) {
+	t.Helper()
+	c := l.home.Join("container", "192.168.77.9/24")
+	for _, network := range []string{"tcp", "udp"} {
+		c.Echo(t, network, fmt.Sprintf(":%d", reachPort))
+	}
+	l.home.Lan.Sysctl(t, "net.ipv4.ip_forward", "1")
+	l.home.Lan.Nft(t, `table ip container {
+	chain prerouting {
+		type nat hook prerouting priority -100;
+		ip daddr `+l.home.Lan.Addr().String()+` meta l4proto { tcp, udp } th dport 8080 dnat to `+c.Addr().String()+`
+	}
+	chain postrouting {
+		type nat hook postrouting priority 100;
+		ip daddr `+c.Addr().String()+` masquerade
+	}
+}
 `)
 }
 
@@ -257,6 +282,16 @@ var reachPaths = []reachPath{
 		name: "no listener", socket: "none", closed: "46",
 		want: except(map[string][]string{"listening": {unreachable}, "visit/tcp": {noEvidence}}),
 		ci:   []string{"listening/tcp/4", "path/tcp/4"},
+	},
+	{
+		name: "program in a container", socket: "none", setUp: container, closed: "6", fresh: true,
+		want: except(map[string][]string{
+			"listening": {unreachable}, "router/tcp/4": {unreachable}, "router/udp/4": {unknown},
+			"path": {unknown}, "phone/tcp/4": {unknown}, "visit/tcp": {noEvidence},
+		}),
+		falseNo: map[string]string{
+			"listening/4": elsewhere, "router/4": elsewhere, "hairpin/4": elsewhere, "path/4": elsewhere, "phone/4": elsewhere, "visit/4": elsewhere,
+		},
 	},
 	{
 		name: "listener on loopback only", socket: "loopback", closed: "46",
