@@ -278,8 +278,8 @@ func TestReachPhoneAtHome(t *testing.T) {
 			if c.address != "" {
 				address = c.address
 			}
-			if body, err := openURL(t, c.host, address, path, maxWait); err != nil || !strings.Contains(body, "arrived") {
-				t.Errorf("%s: %q, %v", c.name, body, err)
+			if err := openURL(t, c.host, address, path, maxWait); err != nil {
+				t.Errorf("%s: %v", c.name, err)
 			}
 		})
 		e := r.Evidence[len(r.Evidence)-1]

@@ -437,9 +437,8 @@ func (p *prober) call(c reachCall, open func(url string)) reachReply {
 	}
 }
 
-// openURL opens a URL from a host, in the same way as a browser, with a source address of the
-// host or with the one that the kernel chooses.
-func openURL(t *testing.T, host *lab.Host, address, path string, within time.Duration) (string, error) {
+// openURL opens a URL from a host, in the same way as a browser, and checks the page.
+func openURL(t *testing.T, host *lab.Host, address, path string, within time.Duration) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
@@ -451,18 +450,21 @@ func openURL(t *testing.T, host *lab.Host, address, path string, within time.Dur
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
 	if err != nil {
-		return "", err
+		return err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(resp.Body)
 	if err == nil && resp.StatusCode != http.StatusOK {
 		err = fmt.Errorf("status %s", resp.Status)
 	}
-	return string(body), err
+	if err == nil && !strings.Contains(string(body), "Your connection arrived") {
+		err = fmt.Errorf("another page: %q", body)
+	}
+	return err
 }
 
 // splitURL returns the address and the path of a URL.
