@@ -221,7 +221,7 @@ func testReachAttack(t *testing.T, network string, six bool) {
 		t.Fatal("the port is reachable during the attack")
 	}
 	received := func() map[netip.Addr]int {
-		return l.program.call(reachCall{Op: "received", Network: network}, nil).Received
+		return l.program.call(reachCall{Op: "received", Network: network, Target: l.targets[six]}, nil).Received
 	}
 	before := received()
 	stop := attacker.start(nil)

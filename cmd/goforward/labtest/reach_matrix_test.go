@@ -56,10 +56,14 @@ func newReachLab(t *testing.T, u lab.Uplink) *reachLab {
 // open opens the sockets of a path. The socket of a service belongs to another process.
 func (l *reachLab) open(t *testing.T, socket string) {
 	t.Helper()
+	if socket == "" {
+		l.program.call(reachCall{Op: "open", Network: "tcp", Address: fmt.Sprintf(":%d", reachPort)}, nil)
+		for six, network := range map[bool]string{false: "udp4", true: "udp6"} { // bound, so that it sends from this address
+			l.program.call(reachCall{Op: "open", Network: network, Address: l.targets[six].Internal.String()}, nil)
+		}
+	}
 	for _, network := range []string{"tcp", "udp"} {
 		switch socket {
-		case "":
-			l.program.call(reachCall{Op: "open", Network: network, Address: fmt.Sprintf(":%d", reachPort)}, nil)
 		case "service":
 			l.home.Lan.Echo(t, network, fmt.Sprintf(":%d", reachPort))
 		case "loopback":

@@ -40,7 +40,7 @@ var reachProgram = lab.Func("reach", func(p *lab.Proc) {
 			sockets[c.Network] = s
 			p.Send(reachReply{})
 		case "received":
-			p.Send(reachReply{Received: sockets[c.Network].counts()})
+			p.Send(reachReply{Received: sockets[c.socket()].counts()})
 		case "verify":
 			var used []reach.Prober
 			for _, name := range c.Probers {
@@ -49,7 +49,7 @@ var reachProgram = lab.Func("reach", func(p *lab.Proc) {
 				}
 				used = append(used, probers[name])
 			}
-			p.Send(verifyOnce(c, sockets[c.Network], used))
+			p.Send(verifyOnce(c, sockets[c.socket()], used))
 		case "listen":
 			var err error
 			if listener, err = listenForward(c.Network); err != nil {
@@ -73,12 +73,23 @@ const programText = "program\n"
 // reachCall is a call of reachProgram.
 type reachCall struct {
 	Op      string        `json:"op"`
-	Network string        `json:"network"` // "tcp" or "udp"; for "listen" a version of IP
+	Network string        `json:"network"` // "tcp" or "udp"; for "open" as in package net; for "listen" a version of IP
 	Address string        `json:"address,omitempty"`
 	Target  reachTarget   `json:"target"`
 	Probers []string      `json:"probers,omitempty"` // "router", "path:eth1", …, or "nothing"
 	Visits  time.Time     `json:"visits"`            // the program reports its visits after this time
 	Within  time.Duration `json:"within,omitempty"`
+}
+
+// socket returns the network of the socket for a call: "tcp", "udp4" or "udp6".
+func (c reachCall) socket() string {
+	switch {
+	case c.Network == "tcp":
+		return "tcp"
+	case c.Target.Internal.Addr().Is4():
+		return "udp4"
+	}
+	return "udp6"
 }
 
 // reachTarget is a reach.Target.
@@ -221,8 +232,8 @@ type measuredSocket struct {
 
 func openReachSocket(network, address string) (*reachSocket, error) {
 	s := &reachSocket{received: map[netip.Addr]int{}}
-	if network == "udp" {
-		pc, err := net.ListenPacket("udp", address)
+	if network != "tcp" {
+		pc, err := net.ListenPacket(network, address)
 		if err != nil {
 			return nil, err
 		}
