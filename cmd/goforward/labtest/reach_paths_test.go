@@ -286,7 +286,7 @@ var reachPaths = []reachPath{
 	{
 		name: "program in a container", socket: "none", setUp: container, closed: "6", fresh: true,
 		want: except(map[string][]string{
-			"listening": {unreachable}, "router/tcp/4": {unreachable}, "router/udp/4": {unknown},
+			"listening": {unreachable}, "router/tcp/4": {unknown}, "router/udp/4": {unknown},
 			"path": {unknown}, "phone/tcp/4": {unknown}, "visit/tcp": {noEvidence},
 		}),
 		falseNo: map[string]string{
