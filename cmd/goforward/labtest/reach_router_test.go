@@ -46,8 +46,12 @@ var routerProber = lab.Func("router prober", func(p *lab.Proc) {
 		if err != nil {
 			p.Fatal(err)
 		}
+		var catcher reach.Catcher = port
+		if port.Owner() == reach.OwnerTemporary {
+			catcher = programPort{port}
+		}
 		begun := time.Now()
-		e, err := reach.Router().Probe(ctx, t, port)
+		e, err := reach.Router().Probe(ctx, t, catcher)
 		m.Took = time.Since(begun)
 		m.Owner = []string{"none", "program", "temporary", "other"}[port.Owner()]
 		m.Verdict, m.Level, m.Detail, m.Inferred = e.Verdict.String(), e.Level.String(), e.Detail, e.Inferred
@@ -62,6 +66,13 @@ var routerProber = lab.Func("router prober", func(p *lab.Proc) {
 		p.Send(m)
 	}
 })
+
+// programPort is a Port that stands for the socket of a program. If no program has the port, a
+// connection that does not arrive shows nothing.
+type programPort struct{ *reach.Port }
+
+// Owner returns OwnerProgram.
+func (programPort) Owner() reach.Owner { return reach.OwnerProgram }
 
 // statefulFirewall is the usual firewall of a host: it admits only what the host has asked for.
 const statefulFirewall = `table inet host {
