@@ -168,7 +168,10 @@ func conclude(t Target, owner Owner, evidence []Evidence) Result {
 			r.Verdict, r.Reason = Reachable, fmt.Sprintf("reachable from the internet at %v: %s", backends.Endpoint{AddrPort: t.External}, e.Detail)
 		}
 	}
+	isAnswered := func(e Evidence) bool { return errors.Is(e.Err, errAnswered) }
 	switch {
+	case notListening != nil && slices.ContainsFunc(evidence, isAnswered):
+		r.Verdict, r.Reason = Unknown, notListening.Detail+", but a connection to the external port was accepted: a container or another device may have it"
 	case notListening != nil:
 		r.Verdict, r.Reason = Unreachable, notListening.Detail
 		if r.Proven > LevelListening {

@@ -3,6 +3,7 @@ package reach
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -142,6 +143,17 @@ func TestVerifyNotListening(t *testing.T) {
 		r := Verify(t.Context(), testTarget, &stubCatcher{owner: OwnerTemporary}, &stubProber{results: []Evidence{internet}})
 		if r.Verdict != Unreachable || r.Proven != LevelInternet {
 			t.Errorf("%v, proven %v, want unreachable, and that the path works", r.Verdict, r.Proven)
+		}
+	})
+}
+
+// TestVerifyAnswered checks that a missing program makes no port unreachable at which something
+// answers: the table of sockets does not show containers.
+func TestVerifyAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := Verify(t.Context(), testTarget, &stubCatcher{owner: OwnerTemporary}, &stubProber{results: []Evidence{{}}, errs: []error{fmt.Errorf("through eth1: %w", errAnswered)}})
+		if r.Verdict != Unknown {
+			t.Errorf("%v, %s, want unknown", r.Verdict, r.Reason)
 		}
 	})
 }
