@@ -21,25 +21,27 @@ type accepter struct {
 	listener *net.TCPListener
 	queue    *catch.Queue
 
-	mu       sync.Mutex
-	deadline time.Time            // what the program set; zero: none
-	passed   []*net.TCPConn       // examined connections for the program
-	running  map[*net.TCPConn]any // connections that are examined now
-	skipped  int                  // connections that the program got unexamined
-	closed   bool
-	work     sync.WaitGroup
+	mu         sync.Mutex
+	deadline   time.Time            // what the program set; zero: none
+	passed     []*net.TCPConn       // examined connections for the program
+	interrupts int                  // how often pass has interrupted the listener
+	running    map[*net.TCPConn]any // connections that are examined now
+	skipped    int                  // connections that the program got unexamined
+	closed     bool
+	work       sync.WaitGroup
 }
 
 // accept returns the next connection for the program.
 func (a *accepter) accept() (*net.TCPConn, error) {
 	for {
-		if conn := a.takePassed(); conn != nil {
+		conn, interrupts := a.takePassed()
+		if conn != nil {
 			return conn, nil
 		}
 		conn, err := a.listener.AcceptTCP()
 		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded) && !a.isOverdue():
-			continue // pass has interrupted the call
+		case errors.Is(err, os.ErrDeadlineExceeded) && a.wasInterrupted(interrupts):
+			continue // not the deadline of the program; or else the next call fails too
 		case err != nil:
 			return nil, err
 		case a.queue.IsEmpty() || !a.examine(conn):
@@ -48,26 +50,27 @@ func (a *accepter) accept() (*net.TCPConn, error) {
 	}
 }
 
-// takePassed returns an examined connection, or nil. When there is none left, the listener
-// obeys the deadline of the program again.
-func (a *accepter) takePassed() *net.TCPConn {
+// takePassed returns an examined connection, or nil, and the number of interrupts so far. When
+// there is no connection left, the listener obeys the deadline of the program again.
+func (a *accepter) takePassed() (conn *net.TCPConn, interrupts int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if len(a.passed) == 0 {
-		return nil
+		return nil, a.interrupts
 	}
-	conn := a.passed[0]
+	conn = a.passed[0]
 	if a.passed = a.passed[1:]; len(a.passed) == 0 {
 		_ = a.listener.SetDeadline(a.deadline) // fails only if the listener is closed
 	}
-	return conn
+	return conn, a.interrupts
 }
 
-// isOverdue reports whether the deadline of the program is over.
-func (a *accepter) isOverdue() bool {
+// wasInterrupted reports whether pass has interrupted the listener since takePassed returned this
+// number.
+func (a *accepter) wasInterrupted(since int) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return !a.deadline.IsZero() && !time.Now().Before(a.deadline)
+	return a.interrupts != since
 }
 
 // setDeadline sets the deadline of the program.
@@ -128,6 +131,7 @@ func (a *accepter) pass(conn *net.TCPConn) {
 		return
 	}
 	a.passed = append(a.passed, conn)
+	a.interrupts++
 	_ = a.listener.SetDeadline(time.Unix(1, 0))
 }
 

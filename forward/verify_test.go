@@ -431,8 +431,8 @@ func TestAcceptWhileVerifying(t *testing.T) {
 	silent, other, held := dial(), dial(), dial()
 	_, _ = other.Write([]byte("other"))
 	accept(other, "other") // although silent came first
-	_, _ = silent.Write([]byte("GFWD1 x"))
-	accept(silent, "GFWD1 x")
+	_, _ = silent.Write([]byte("GFWD1 .")) // no nonce begins with a dot
+	accept(silent, "GFWD1 .")
 	if err := ln.SetDeadline(time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}
@@ -455,5 +455,32 @@ func TestAcceptWhileVerifying(t *testing.T) {
 	}
 	if _, err := ln.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Accept after Close: %v", err)
+	}
+}
+
+// TestAcceptDeadlineOfTCPListener checks that Accept obeys a deadline that is set on the embedded
+// TCPListener.
+func TestAcceptDeadlineOfTCPListener(t *testing.T) {
+	_, f := gatewayAndForwarder(t, forward.Config{}, gatewaytest.Config{})
+	ln, err := f.Listen(testContext(t), "tcp4", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if err := ln.TCPListener.SetDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan error, 1)
+	go func() {
+		_, err := ln.Accept()
+		accepted <- err
+	}()
+	select {
+	case err := <-accepted:
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("Accept after the deadline: %v", err)
+		}
+	case <-testContext(t).Done():
+		t.Fatal("Accept does not return after the deadline")
 	}
 }
