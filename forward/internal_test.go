@@ -1,12 +1,14 @@
 package forward
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -213,4 +215,35 @@ func TestHintsFor(t *testing.T) {
 	if want := []gateway.Hint{{Protocol: "pcp"}, {Protocol: "upnp", URL: "http://192.0.2.1/"}}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
+}
+
+// TestBeginVerification checks that a program that is busy between two connections counts as
+// waiting for them, and one that does not come back does not.
+func TestBeginVerification(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s socketState
+		c := socketCatcher{socketState: &s}
+		begun := time.Now()
+		time.AfterFunc(acceptGap/2, s.begin)
+		end := s.beginVerification(t.Context())
+		if err := c.Observing(); err != nil || time.Since(begun) > acceptGap {
+			t.Errorf("%v after %v", err, time.Since(begun))
+		}
+		s.end()
+		if err := c.Observing(); err != nil {
+			t.Errorf("just after the program got a connection: %v", err)
+		}
+		time.Sleep(acceptGap)
+		if err := c.Observing(); err == nil {
+			t.Error("a program that no longer waits is observed")
+		}
+		end()
+		cancelled, cancel := context.WithCancel(t.Context())
+		cancel()
+		begun = time.Now()
+		s.beginVerification(cancelled)()
+		if took := time.Since(begun); took != 0 {
+			t.Errorf("it took %v after the end of the context", took)
+		}
+	})
 }

@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -12,12 +13,16 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/catch"
+	"github.com/natforward/goforward/internal/ctxsync"
 	"github.com/natforward/goforward/reach"
 )
 
 // acceptGap is how long ago a program may have been waiting for connections, so that those
 // that arrive now still count as observed.
 const acceptGap = time.Second
+
+// acceptPoll is how often a verification looks whether the program waits for connections.
+const acceptPoll = 10 * time.Millisecond
 
 // socketState observes what arrives at the socket of a Listener or PacketConn.
 type socketState struct {
@@ -27,8 +32,9 @@ type socketState struct {
 	queue    catch.Queue
 	accepter accepter // for TCP
 
+	verifying atomic.Int32              // the number of verifications that are under way
 	waiting   atomic.Int32              // the number of calls that wait for a connection or datagram
-	waitedAt  atomic.Pointer[time.Time] // when the last of these calls returned, if something was expected
+	waitedAt  atomic.Pointer[time.Time] // when the last of these calls returned during a verification
 	visits    [2]atomic.Pointer[visit]  // the last visit, by address family
 	lastVisit atomic.Pointer[visit]     // the last visit of either family
 }
@@ -43,11 +49,23 @@ type visit struct {
 func (s *socketState) begin() { s.waiting.Add(1) }
 
 func (s *socketState) end() {
-	if !s.queue.IsEmpty() {
+	if s.verifying.Load() > 0 {
 		now := time.Now()
 		s.waitedAt.Store(&now)
 	}
 	s.waiting.Add(-1)
+}
+
+// beginVerification waits until the program takes connections or datagrams, at most acceptGap: it
+// may be busy with the last one. The caller must call the returned function.
+func (s *socketState) beginVerification(ctx context.Context) (end func()) {
+	s.verifying.Add(1)
+	for range acceptGap / acceptPoll {
+		if s.isWaiting() || ctxsync.Sleep(ctx, acceptPoll) != nil {
+			break
+		}
+	}
+	return func() { s.verifying.Add(-1) }
 }
 
 // isWaiting reports whether the program takes the connections or datagrams that arrive.

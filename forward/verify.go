@@ -87,6 +87,7 @@ func (m *Mapping) verify(ctx context.Context, probers []reach.Prober, inBackgrou
 func (m *Mapping) verifyGrant(ctx context.Context, g backends.Mapping, probers []reach.Prober, inBackground bool) (reach.Result, error) {
 	t := m.target(g)
 	if s := m.socket(); s != nil && s.protocol == g.Protocol && s.port == g.Internal.Port() {
+		defer s.beginVerification(ctx)()
 		return reach.Verify(ctx, t, socketCatcher{s, t, m.Status().Since, s.accepter.skippedCount()}, probers...), nil
 	}
 	open := reach.Open

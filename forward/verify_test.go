@@ -430,7 +430,7 @@ func TestAcceptWhileVerifying(t *testing.T) {
 	}
 	silent, other, held := dial(), dial(), dial()
 	_, _ = other.Write([]byte("other"))
-	accept(other, "other") // although silent came first
+	accept(other, "other")                 // although silent came first
 	_, _ = silent.Write([]byte("GFWD1 .")) // no nonce begins with a dot
 	accept(silent, "GFWD1 .")
 	if err := ln.SetDeadline(time.Unix(1, 0)); err != nil {
