@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -20,15 +21,23 @@ const maxExamined = 32
 type accepter struct {
 	listener *net.TCPListener
 	queue    *catch.Queue
+	ctx      context.Context //nolint:containedctx // ends with close
+	cancel   context.CancelFunc
 
 	mu         sync.Mutex
-	deadline   time.Time            // what the program set; zero: none
-	passed     []*net.TCPConn       // examined connections for the program
-	interrupts int                  // how often pass has interrupted the listener
-	running    map[*net.TCPConn]any // connections that are examined now
-	skipped    int                  // connections that the program got unexamined
-	closed     bool
+	deadline   time.Time      // what the program set; zero: none
+	passed     []*net.TCPConn // examined connections for the program
+	interrupts int            // how often pass has interrupted the listener
+	running    int            // the number of connections that are examined now
+	skipped    int            // connections that the program got unexamined
 	work       sync.WaitGroup
+}
+
+// newAccepter returns an accepter. The caller must close it after the listener.
+func newAccepter(listener *net.TCPListener, queue *catch.Queue) *accepter {
+	a := &accepter{listener: listener, queue: queue}
+	a.ctx, a.cancel = context.WithCancel(context.Background())
+	return a
 }
 
 // accept returns the next connection for the program.
@@ -91,42 +100,40 @@ func (a *accepter) examine(conn *net.TCPConn) bool {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.closed {
+	if a.ctx.Err() != nil {
 		return false
 	}
-	if len(a.running) >= maxExamined {
+	if a.running >= maxExamined {
 		a.skipped++
 		return false
 	}
-	if a.running == nil {
-		a.running = map[*net.TCPConn]any{}
-	}
-	a.running[conn] = nil
+	a.running++
 	a.work.Go(func() {
-		if !a.queue.Conn(conn) {
-			a.pass(conn)
-			return
-		}
+		caught := a.queue.Conn(a.ctx, conn)
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		delete(a.running, conn)
+		if a.running--; !caught {
+			a.pass(conn)
+		}
 	})
 	return true
 }
 
-// skippedCount returns how many connections the program got unexamined.
+// skippedCount returns how many connections the program got unexamined. A UDP socket has no
+// accepter, and skips none.
 func (a *accepter) skippedCount() int {
+	if a == nil {
+		return 0
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.skipped
 }
 
-// pass gives an examined connection to the program, and interrupts the accept that waits.
+// pass gives an examined connection to the program, and interrupts the accept that waits. The
+// caller holds mu.
 func (a *accepter) pass(conn *net.TCPConn) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.running, conn)
-	if a.closed {
+	if a.ctx.Err() != nil {
 		_ = conn.Close()
 		return
 	}
@@ -138,14 +145,11 @@ func (a *accepter) pass(conn *net.TCPConn) {
 // close closes the connections that the program has not accepted. The listener is closed already.
 func (a *accepter) close() {
 	a.mu.Lock()
-	a.closed = true
+	a.cancel()
 	for _, conn := range a.passed {
 		_ = conn.Close()
 	}
 	a.passed = nil
-	for conn := range a.running {
-		_ = conn.Close()
-	}
 	a.mu.Unlock()
 	a.work.Wait()
 }

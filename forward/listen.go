@@ -268,7 +268,7 @@ func (f *Forwarder) forwardSocket(p backends.Protocol, network string, socket io
 	case *net.UDPConn:
 		r.socket.conn = socket
 	case *net.TCPListener:
-		r.socket.accepter = accepter{listener: socket, queue: &r.socket.queue}
+		r.socket.accepter = newAccepter(socket, &r.socket.queue)
 	}
 	for _, s := range specs {
 		s.socket = r.socket
@@ -278,7 +278,9 @@ func (f *Forwarder) forwardSocket(p backends.Protocol, network string, socket io
 	r.close = func() error {
 		return closing.do(context.Background(), func() error {
 			err := socket.Close() // first, so that no connection is accepted that cannot be served
-			r.socket.accepter.close()
+			if r.socket.accepter != nil {
+				r.socket.accepter.close()
+			}
 			_, deleteErr := f.closeAll(context.Background(), r.mappings)
 			return errors.Join(err, deleteErr)
 		})

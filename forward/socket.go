@@ -30,7 +30,7 @@ type socketState struct {
 	port     uint16
 	conn     *net.UDPConn // for UDP; nil for TCP
 	queue    catch.Queue
-	accepter accepter // for TCP
+	accepter *accepter // for TCP; nil for UDP
 
 	verifying atomic.Int32              // the number of verifications that are under way
 	waiting   atomic.Int32              // the number of calls that wait for a connection or datagram

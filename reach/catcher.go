@@ -248,9 +248,7 @@ func (p *Port) accept() {
 		}
 		p.work.Go(func() {
 			defer func() { <-p.slots }()
-			stop := context.AfterFunc(p.ctx, func() { _ = conn.Close() })
-			defer stop()
-			if !p.queue.Conn(conn) {
+			if !p.queue.Conn(p.ctx, conn) {
 				_ = conn.Close()
 			}
 		})

@@ -2,6 +2,7 @@ package catch
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -92,7 +93,7 @@ func TestConnCaught(t *testing.T) {
 			arrivals, remove := q.Expect(reporting(compared))
 			defer remove()
 			caught := make(chan bool, 1)
-			go func() { caught <- q.Conn(server) }()
+			go func() { caught <- q.Conn(t.Context(), server) }()
 			<-compared // by Examines
 			sent := ""
 			for _, s := range segments {
@@ -126,7 +127,7 @@ func TestConnNoAnswer(t *testing.T) {
 	defer remove()
 	write(t, client, text)
 	closeWrite(t, client)
-	if !q.Conn(server) {
+	if !q.Conn(t.Context(), server) {
 		t.Error("not caught")
 	}
 	wantArrival(t, arrivals, addrOf(client))
@@ -157,7 +158,7 @@ func TestConnLeft(t *testing.T) {
 				arrivals, remove := q.Expect(reporting(compared))
 				defer remove()
 				caught := make(chan bool, 1)
-				go func() { caught <- q.Conn(server) }()
+				go func() { caught <- q.Conn(t.Context(), server) }()
 				<-compared // by Examines
 				for i, s := range segments {
 					write(t, client, s)
@@ -205,7 +206,7 @@ func TestConnSilent(t *testing.T) {
 		arrivals, remove := q.Expect(Expectation{First: text})
 		defer remove()
 		write(t, client, first)
-		if q.Conn(server) {
+		if q.Conn(t.Context(), server) {
 			t.Error("caught")
 		}
 		late := text[len(first):]
@@ -228,7 +229,7 @@ func TestConnClosed(t *testing.T) {
 			_ = client.SetLinger(0)
 		}
 		_ = client.Close()
-		if q.Conn(server) {
+		if q.Conn(t.Context(), server) {
 			t.Error("caught")
 		}
 		if b, err := io.ReadAll(server); len(b) > 0 || err != nil && !reset {
@@ -241,7 +242,7 @@ func TestConnClosed(t *testing.T) {
 	var q Queue
 	_, remove := q.Expect(Expectation{First: text})
 	defer remove()
-	if q.Conn(server) {
+	if q.Conn(t.Context(), server) {
 		t.Error("a connection that the program has closed was caught")
 	}
 }
@@ -261,7 +262,7 @@ func TestConnNotExamined(t *testing.T) {
 		if err := server.SetReadDeadline(time.Unix(1, 0)); err != nil {
 			t.Fatal(err)
 		}
-		if q.Conn(server) {
+		if q.Conn(t.Context(), server) {
 			t.Errorf("%s: caught", name)
 		}
 		if n, err := server.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -286,13 +287,13 @@ func TestConnOnce(t *testing.T) {
 	client, server := pair(t)
 	write(t, client, text)
 	closeWrite(t, client)
-	if !q.Conn(server) {
+	if !q.Conn(t.Context(), server) {
 		t.Error("not caught")
 	}
 	again, program := pair(t)
 	write(t, again, text)
 	closeWrite(t, again)
-	if q.Conn(program) {
+	if q.Conn(t.Context(), program) {
 		t.Error("the nonce counted twice")
 	}
 	wantLeft(t, program, text)
@@ -313,7 +314,7 @@ func TestConnLong(t *testing.T) {
 	defer remove()
 	write(t, client, long+"more")
 	closeWrite(t, client)
-	if !q.Conn(server) {
+	if !q.Conn(t.Context(), server) {
 		t.Error("not caught")
 	}
 	wantArrival(t, arrivals, addrOf(client))
@@ -322,11 +323,39 @@ func TestConnLong(t *testing.T) {
 	defer remove()
 	write(t, client, long+"more")
 	closeWrite(t, client)
-	if q.Conn(server) {
+	if q.Conn(t.Context(), server) {
 		t.Error("caught")
 	}
 	if b, err := io.ReadAll(server); err != nil || !bytes.Equal(b, []byte(long+"more")) {
 		t.Errorf("the program reads %q, %v", b, err)
 	}
 	wantArrival(t, arrivals, netip.AddrPort{})
+}
+
+// TestConnEnded checks that the end of the context ends the examination, but not an answer.
+func TestConnEnded(t *testing.T) {
+	q := Queue{Timeout: never}
+	ctx, cancel := context.WithCancel(t.Context())
+	arrived, remove := q.Expect(Expectation{First: "GET /nonce", Answer: []byte("answer")})
+	defer remove()
+	client, server := pair(t)
+	silentClient, silent := pair(t)
+	defer silentClient.Close()
+	results := make(chan bool, 2)
+	go func() { results <- q.Conn(ctx, silent) }()
+	_, _ = io.WriteString(client, "GET /nonce")
+	go func() {
+		<-arrived
+		cancel() // the prober has what it waited for
+		_ = client.CloseWrite()
+	}()
+	if !q.Conn(ctx, server) {
+		t.Error("not caught")
+	}
+	if got, err := io.ReadAll(client); err != nil || string(got) != "answer" {
+		t.Errorf("read %q, %v, want the answer", got, err)
+	}
+	if <-results {
+		t.Error("the silent connection was caught")
+	}
 }
