@@ -33,6 +33,7 @@ type Port struct {
 	queue  catch.Queue
 	conn   *net.UDPConn
 	ln     *net.TCPListener
+	unmark func()        // removes the mark of a temporary socket, or nil
 	slots  chan struct{} // has room for maxExamined connections
 	work   sync.WaitGroup
 	ctx    context.Context //nolint:containedctx // ends with Close
@@ -76,8 +77,17 @@ func open(ctx context.Context, t Target, mayListen bool) (*Port, error) {
 		received, receivesErr := receives(used, t)
 		other = received || receivesErr != nil
 	}
-	if other {
+	at := netip.AddrPortFrom(t.bound(), t.Internal.Port())
+	switch {
+	case other && isMarked(t.Protocol, at):
+		p.blind = errMeasured
+		return p, nil
+	case other:
 		p.openOther()
+		return p, nil
+	}
+	if p.unmark, err = mark(t.Protocol, at); errno.IsInUse(err) {
+		p.blind = errMeasured
 		return p, nil
 	}
 	switch listenErr := p.listen(ctx, t); {
@@ -93,6 +103,9 @@ func open(ctx context.Context, t Target, mayListen bool) (*Port, error) {
 	}
 	return p, nil
 }
+
+// errMeasured means that another Port has opened the port.
+var errMeasured = errors.New("the port cannot be observed: another measurement of it is under way")
 
 // isUsedAtAll reports whether another socket has the port at the unspecified address of a family.
 // Some systems then still admit a socket at one address, which would take the connections of a
@@ -177,6 +190,9 @@ func (p *Port) Close() {
 		_ = p.conn.Close()
 	}
 	p.work.Wait()
+	if p.unmark != nil {
+		p.unmark()
+	}
 }
 
 // Owner implements Catcher.

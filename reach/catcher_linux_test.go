@@ -1,6 +1,8 @@
 package reach
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"runtime"
@@ -83,5 +85,44 @@ func TestReceivesRoot(t *testing.T) {
 	received, err := receives([]netip.Addr{netip.IPv6Unspecified()}, target)
 	if received || err == nil || !strings.Contains(err.Error(), "permission denied") {
 		t.Errorf("%v, %v", received, err)
+	}
+}
+
+// TestPortMeasured checks that the socket of a measurement does not count as a program, neither in
+// this measurement nor in another one.
+func TestPortMeasured(t *testing.T) {
+	for _, p := range []backends.Protocol{backends.TCP, backends.UDP} {
+		target := Target{Protocol: p, Internal: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), 0)}
+		first, err := openAny(t.Context(), target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		target = first.target
+		first.Close()
+		if first, err = Open(t.Context(), target); err != nil || first.Owner() != OwnerTemporary {
+			t.Fatalf("%v, %v", first.Owner(), err)
+		}
+		for name, open := range map[string]func(context.Context, Target) (*Port, error){"Open": Open, "Watch": Watch} {
+			second, err := open(t.Context(), target)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !errors.Is(second.Observing(), errMeasured) {
+				t.Errorf("%s, %v: %v, want errMeasured", name, p, second.Observing())
+			}
+			if e := measureListening(target, second); e.Verdict != Unknown {
+				t.Errorf("%s, %v: a program listens: %v, want unknown", name, p, e.Verdict)
+			}
+			second.Close()
+		}
+		if addrs, err := Listeners(p, target.Internal.Port()); err != nil || len(addrs) > 0 {
+			t.Errorf("%v: Listeners returns %v, %v, want none", p, addrs, err)
+		}
+		first.Close()
+		again, err := Open(t.Context(), target)
+		if err != nil || again.Owner() != OwnerTemporary {
+			t.Errorf("after Close: %v, %v", again.Owner(), err)
+		}
+		again.Close()
 	}
 }

@@ -16,6 +16,10 @@ func Hairpin() Prober { return hairpin{} }
 
 type hairpin struct{}
 
+// hairpinHops is the number of hops to the router and back. If the router reports an address of
+// another host, the connection does not get there, unless that is the router's next hop.
+const hairpinHops = 2
+
 // Name implements Prober.
 func (hairpin) Name() string { return "hairpin" }
 
@@ -28,7 +32,11 @@ func (hairpin) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 	if netbind.HasAddr(t.External.Addr()) {
 		return e, errOwnAddress
 	}
-	a := dialer{}.try(ctx, t, catcher)
+	control, err := netbind.ControlTTL(hairpinHops)
+	if err != nil {
+		return e, err
+	}
+	a := dialer{control}.try(ctx, t, catcher)
 	from := a.arrival.From.Addr()
 	switch {
 	case a.missing:

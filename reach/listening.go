@@ -2,6 +2,7 @@ package reach
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,7 +18,8 @@ import (
 // Listeners returns the local addresses of the sockets of this host that wait for connections
 // or datagrams at a port. The unspecified address of IPv6 usually includes IPv4. Listeners reads
 // the table of sockets of Linux or Windows, which includes the sockets of all users, but on Linux
-// only those of the same network namespace. On other systems, and for other protocols than TCP
+// only those of the same network namespace. It excludes the sockets that measurements open, on
+// Linux also those of other programs. On other systems, and for other protocols than TCP
 // and UDP, the error wraps errors.ErrUnsupported.
 func Listeners(p backends.Protocol, port uint16) ([]netip.Addr, error) {
 	rows, err := readTable(p, port)
@@ -26,7 +28,7 @@ func Listeners(p backends.Protocol, port uint16) ([]netip.Addr, error) {
 	}
 	var out []netip.Addr
 	for _, s := range rows {
-		if s.listens {
+		if s.listens && !isMarked(p, netip.AddrPortFrom(s.local, port)) {
 			out = append(out, s.local)
 		}
 	}
@@ -50,8 +52,8 @@ func measureListening(t Target, catcher Catcher) Evidence {
 		e.Verdict, e.Detail = Reachable, "this program listens on "+program
 		return complete(e, t)
 	}
-	if owner == OwnerNone && !netbind.HasAddr(t.Internal.Addr()) {
-		e.Err = catcher.Observing()
+	if blind := catcher.Observing(); errors.Is(blind, errMeasured) || owner == OwnerNone && !netbind.HasAddr(t.Internal.Addr()) {
+		e.Err = blind
 		return complete(e, t)
 	}
 	addrs, err := Listeners(t.Protocol, t.Internal.Port())

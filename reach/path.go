@@ -2,9 +2,11 @@ package reach
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 
 	"github.com/natforward/goforward/backends"
@@ -69,8 +71,11 @@ func (p *path) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 	case !a.missing:
 		return e, fmt.Errorf("through %s: %w", p.iface, a.err)
 	}
-	if err := echo(ctx, ifi, t.External.Addr()); err != nil {
-		return e, fmt.Errorf("through %s: %w; the router does not reply to an ICMP echo request there either, so the uplink may be the cause: %w", p.iface, a.err, err)
+	switch err := echo(ctx, ifi, t.External.Addr()); {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return e, fmt.Errorf("through %s: %w; the router does not reply to an ICMP echo request there either, so the uplink may be the cause", p.iface, a.err)
+	case err != nil:
+		return e, fmt.Errorf("through %s: %w; the uplink may be the cause, because an ICMP echo request cannot be sent there: %w", p.iface, a.err, err)
 	}
 	if !p.hasReached(t) {
 		return e, fmt.Errorf("through %s: %w, although the router replies to an ICMP echo request there: the port may be blocked, or %s cannot be used to measure it", p.iface, a.err, p.iface)

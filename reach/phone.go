@@ -43,6 +43,8 @@ func (p phone) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 		return e, err
 	}
 	switch {
+	case p.show == nil:
+		return e, fmt.Errorf("%w: Phone needs a function that shows the URL", backends.ErrInvalid)
 	case t.Protocol != backends.TCP:
 		return e, fmt.Errorf("%w: a browser uses TCP: the phone cannot measure %v", backends.ErrUnsupported, t.Protocol)
 	case catcher.Owner() == OwnerOther && catcher.Observing() != nil, catcher.Owner() == OwnerNone:

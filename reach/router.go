@@ -87,7 +87,7 @@ func (t Target) subscribe(ctx context.Context, catcher Catcher, e *Evidence) err
 	}
 	path := "/" + NewNonce()
 	arrivals, stop := catcher.Expect(Expectation{ // routers do not repeat a connection that fails
-		First: "NOTIFY " + path, From: t.mayBeRouter(),
+		First:  "NOTIFY " + path,
 		Answer: []byte("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
 	})
 	defer stop()
@@ -116,12 +116,16 @@ func (t Target) subscribe(ctx context.Context, catcher Catcher, e *Evidence) err
 		return fmt.Errorf("the router does not connect to this host: %w", err)
 	case e.Inferred:
 		return errors.New(otherPort + miss)
-	case catcher.Owner() == OwnerTemporary: // a rule may forward the port to a container, which the table of sockets does not show
-		return errors.New(miss + ", or forwards the port to a container")
+	case catcher.Owner() == OwnerTemporary:
+		return fmt.Errorf("%s, or %w", miss, errDiverted)
 	}
 	e.Verdict, e.Detail = Unreachable, miss
 	return nil
 }
+
+// errDiverted means that a socket in place of a program received nothing. A rule may forward the port
+// to a container or to another port, which the table of sockets does not show.
+var errDiverted = errors.New("this host forwards the port to a container or to another port")
 
 // await returns the first arrival, the zero Arrival if there is none in this time, or the cause if
 // ctx ends.
@@ -145,7 +149,7 @@ func await(ctx context.Context, arrivals <-chan Arrival, d time.Duration) (Arriv
 // arrived completes the evidence with what the router sent.
 func (t Target) arrived(e *Evidence, a Arrival, begun time.Time) error {
 	e.From, e.To, e.At, e.RTT = a.From, t.Internal, a.At, a.At.Sub(begun)
-	if a.From.Addr().Is4() && !t.isGateway(a.From.Addr()) {
+	if a.From.Addr().Is4() && !t.isGateway(a.From.Addr()) || !t.mayBeRouter()(a.From.Addr()) {
 		return fmt.Errorf("the connection for the router came from %v, not from the router", a.From)
 	}
 	what := "the router's connection to tcp port"

@@ -107,17 +107,32 @@ var errProven = errors.New("not needed: another measurement proved that the port
 
 // probe runs a prober once.
 func probe(ctx context.Context, t Target, catcher Catcher, p Prober) Evidence {
+	if p == nil {
+		return complete(Evidence{Method: "none", Err: fmt.Errorf("%w: a nil prober", backends.ErrInvalid)}, t)
+	}
 	blind := catcher.Observing()
-	e, err := p.Probe(ctx, t, catcher)
+	e, err := run(ctx, t, catcher, p)
 	e.Method, e.Err = p.Name(), cmp.Or(err, e.Err)
 	if e.Err != nil {
-		e.Verdict = Unknown
+		if e.Verdict = Unknown; errors.Is(context.Cause(ctx), errProven) {
+			e.Err, e.Inferred = errProven, false
+		}
 	}
 	blind = cmp.Or(blind, catcher.Observing(), context.Cause(ctx))
 	if e.Verdict == Unreachable && blind != nil { // a connection may have arrived unobserved
 		e.Verdict, e.Err = Unknown, blind
 	}
 	return complete(e, t)
+}
+
+// run calls Probe. If it panics, run returns an error.
+func run(ctx context.Context, t Target, catcher Catcher, p Prober) (e Evidence, err error) {
+	defer func() {
+		if reason := recover(); reason != nil {
+			e, err = Evidence{}, fmt.Errorf("the prober panicked: %v", reason)
+		}
+	}()
+	return p.Probe(ctx, t, catcher)
 }
 
 // complete sets the fields that are the same for all evidence.
@@ -169,9 +184,12 @@ func conclude(t Target, owner Owner, evidence []Evidence) Result {
 		}
 	}
 	isAnswered := func(e Evidence) bool { return errors.Is(e.Err, errAnswered) }
+	isDiverted := func(e Evidence) bool { return errors.Is(e.Err, errDiverted) }
 	switch {
 	case notListening != nil && slices.ContainsFunc(evidence, isAnswered):
-		r.Verdict, r.Reason = Unknown, notListening.Detail+", but a connection to the external port was accepted: a container or another device may have it"
+		r.Verdict, r.Reason = Unknown, notListening.Detail+", but a connection to the external port was accepted: this host may forward the port to a container or to another port, or another device has it"
+	case notListening != nil && slices.ContainsFunc(evidence, isDiverted):
+		r.Verdict, r.Reason = Unknown, notListening.Detail+", and the router's connection did not arrive at a socket in its place: this host's firewall drops or rejects it, or this host forwards the port to a container or to another port"
 	case notListening != nil:
 		r.Verdict, r.Reason = Unreachable, notListening.Detail
 		if r.Proven > LevelListening {
@@ -199,7 +217,7 @@ var provenText = [...]string{
 
 // arrivedText says what arrived at each level.
 var arrivedText = [...]string{
-	LevelLAN:      "the router's connection arrived",
+	LevelLAN:      "packets of the router arrived",
 	LevelRouter:   "a connection to the external port arrived",
 	LevelInternet: "a connection from the internet arrived",
 }

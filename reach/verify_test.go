@@ -280,3 +280,31 @@ func TestCombine(t *testing.T) {
 		}
 	}
 }
+
+// panickingProber panics.
+type panickingProber struct{ stubProber }
+
+func (*panickingProber) Probe(context.Context, Target, Catcher) (Evidence, error) { panic("a defect") }
+
+// TestVerifyDefects checks that a defect of a prober is only an unknown verdict.
+func TestVerifyDefects(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, p := range []Prober{nil, &panickingProber{}, Phone(nil), &stubProber{results: []Evidence{{Verdict: 77, Level: 99}}}} {
+			r := Verify(t.Context(), testTarget, &stubCatcher{owner: OwnerProgram}, p)
+			if r.Verdict != Unknown || r.Proven != LevelListening {
+				t.Errorf("%T: %v, %v", p, r.Verdict, r.Proven)
+			}
+		}
+	})
+}
+
+// TestVerifyDiverted checks that a missing program makes no port unreachable if a socket in its
+// place received nothing: this host may forward the port to another one.
+func TestVerifyDiverted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := Verify(t.Context(), testTarget, &stubCatcher{owner: OwnerTemporary}, &stubProber{results: []Evidence{{}}, errs: []error{fmt.Errorf("no, or %w", errDiverted)}})
+		if r.Verdict != Unknown {
+			t.Errorf("%v, %s, want unknown", r.Verdict, r.Reason)
+		}
+	})
+}

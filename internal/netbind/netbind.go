@@ -20,6 +20,15 @@ func Control(ifi *net.Interface) (func(network, address string, c syscall.RawCon
 	}, nil
 }
 
+// ControlTTL returns the Control function for a net.Dialer whose packets pass at most this number
+// of hops: the TTL of IPv4, the hop limit of IPv6. On systems other than Unix and Windows, it fails
+// with an error that wraps errors.ErrUnsupported.
+func ControlTTL(hops int) (func(network, address string, c syscall.RawConn) error, error) {
+	return func(network, _ string, c syscall.RawConn) error {
+		return control(c, func(fd uintptr) error { return setTTL(fd, network, hops) })
+	}, nil
+}
+
 // control calls f with the descriptor of the socket, and returns the errors of both calls.
 func control(c syscall.RawConn, f func(fd uintptr) error) error {
 	var fErr error

@@ -26,3 +26,8 @@ const BindsGroup = false
 func Group(_ context.Context, _ string, group netip.AddrPort, _ *net.Interface) (*net.UDPConn, error) {
 	return nil, fmt.Errorf("listen at %v on %s: %w", group, runtime.GOOS, errors.ErrUnsupported)
 }
+
+// ControlTTL fails with an error that wraps errors.ErrUnsupported.
+func ControlTTL(int) (func(network, address string, c syscall.RawConn) error, error) {
+	return nil, fmt.Errorf("the number of hops: %w", errors.ErrUnsupported)
+}

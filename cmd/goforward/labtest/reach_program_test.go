@@ -259,7 +259,7 @@ func (s *reachSocket) accept(ln net.Listener) {
 			defer func() { _ = conn.Close() }()
 			from := unmapped(conn.RemoteAddr())
 			s.count(from.Addr())
-			if s.queue.Conn(conn.(*net.TCPConn)) {
+			if s.queue.Conn(context.Background(), conn.(*net.TCPConn)) {
 				return
 			}
 			s.mu.Lock()

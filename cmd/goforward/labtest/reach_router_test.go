@@ -2,6 +2,8 @@ package labtest
 
 import (
 	"context"
+	"io"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -35,10 +37,15 @@ var routerProber = lab.Func("router prober", func(p *lab.Proc) {
 			t.Protocol = backends.UDP
 		}
 		ctx := context.Background()
-		var other *reach.Port // a socket that does not belong to the catcher
+		var other io.Closer // a socket that does not belong to the catcher
 		if m.Occupied {
 			var err error
-			if other, err = reach.Open(ctx, t); err != nil {
+			if t.Protocol == backends.UDP {
+				other, err = net.ListenPacket("udp", t.Internal.String())
+			} else {
+				other, err = net.Listen("tcp", t.Internal.String())
+			}
+			if err != nil {
 				p.Fatal(err)
 			}
 		}
@@ -61,7 +68,7 @@ var routerProber = lab.Func("router prober", func(p *lab.Proc) {
 		}
 		port.Close()
 		if other != nil {
-			other.Close()
+			_ = other.Close()
 		}
 		p.Send(m)
 	}
