@@ -57,8 +57,12 @@ func Verify(ctx context.Context, t Target, catcher Catcher, probers ...Prober) R
 			again = append(again, i)
 		}
 	}
-	if len(again) > 0 && !slices.ContainsFunc(first, provesInternet) {
-		if err := sleep(ctx, sampleInterval); err != nil {
+	if len(again) > 0 {
+		err := errProven
+		if !slices.ContainsFunc(first, provesInternet) {
+			err = sleep(ctx, sampleInterval)
+		}
+		if err != nil {
 			for _, i := range again {
 				first[i].Verdict, first[i].Err = Unknown, fmt.Errorf("measured only once: %w", err)
 			}

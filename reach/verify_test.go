@@ -99,6 +99,9 @@ func TestVerifySamples(t *testing.T) {
 					t.Errorf("%v, proven %v, %q; want %v, %v", r.Verdict, r.Proven, r.Reason, tt.want, tt.proven)
 				}
 				for i, p := range tt.probers {
+					if e := r.Evidence[i+1]; p.calls == 1 && e.Verdict == Unreachable {
+						t.Errorf("prober %d was called once, and shows %v", i, e.Verdict)
+					}
 					if p.calls != tt.calls[i] {
 						t.Errorf("prober %d was called %d times, want %d", i, p.calls, tt.calls[i])
 					}
