@@ -116,6 +116,10 @@ func probe(ctx context.Context, t Target, catcher Catcher, p Prober) Evidence {
 	}
 	blind := catcher.Observing()
 	e, err := run(ctx, t, catcher, p)
+	if e.Level > LevelInternet || e.Verdict > Unreachable {
+		err = cmp.Or(err, fmt.Errorf("%w: the prober returned %v at %v", backends.ErrInvalid, e.Verdict, e.Level))
+		e.Level = LevelNone
+	}
 	e.Method, e.Err = p.Name(), cmp.Or(err, e.Err)
 	if e.Err != nil {
 		if e.Verdict = Unknown; errors.Is(context.Cause(ctx), errProven) {

@@ -85,6 +85,8 @@ func TestVerifySamples(t *testing.T) {
 		"an error":                 {[]*stubProber{{results: []Evidence{missed}, errs: []error{errors.New("helper")}}}, Unknown, LevelListening, []int{1}, 0},
 		"a proof beside a failure": {[]*stubProber{{results: []Evidence{missed}}, {results: []Evidence{internet}, takes: time.Second}}, Reachable, LevelInternet, []int{1, 1}, time.Second},
 		"a proof ends the others":  {[]*stubProber{{results: []Evidence{missed}, takes: time.Hour}, {results: []Evidence{internet}}}, Reachable, LevelInternet, []int{1, 1}, 0},
+		"an unknown level":         {[]*stubProber{{results: []Evidence{{Verdict: Reachable, Level: LevelInternet + 1}}}}, Unknown, LevelListening, []int{1}, 0},
+		"an unknown verdict":       {[]*stubProber{{results: []Evidence{{Verdict: Unreachable + 1, Level: LevelInternet}}}}, Unknown, LevelListening, []int{1}, 0},
 		"only the LAN":             {[]*stubProber{{results: []Evidence{lan}}}, Unknown, LevelLAN, []int{1}, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
