@@ -161,8 +161,12 @@ func measureVisit(t Target, catcher Catcher) (Evidence, bool) {
 	if at.IsZero() || time.Since(at) > visitAge || !t.IsFromInternet(from.Addr()) {
 		return Evidence{}, false
 	}
+	level := LevelInternet
+	if backends.ScopeOf(t.External.Addr()) != backends.ScopePublic { // the visitor may be on the way, as a router in front that forwards connections of its own network
+		level = LevelRouter
+	}
 	return complete(Evidence{
-		Method: MethodVisit, Verdict: Reachable, Level: LevelInternet, From: from, To: t.Internal, At: at,
+		Method: MethodVisit, Verdict: Reachable, Level: level, From: from, To: t.Internal, At: at,
 		Detail: fmt.Sprintf("a connection from %v was accepted", from),
 	}, t), true
 }

@@ -313,3 +313,20 @@ func TestVerifyDiverted(t *testing.T) {
 		}
 	})
 }
+
+// TestVerifyVisitUnknownExternal checks that a visit proves only LevelRouter if the external
+// address is not a public one: the visitor may then be the router in front, which forwards a
+// connection of its own network with its own public address as the source.
+func TestVerifyVisitUnknownExternal(t *testing.T) {
+	for _, external := range []netip.Addr{{}, netip.MustParseAddr("192.168.1.2"), netip.MustParseAddr("100.64.0.2")} {
+		synctest.Test(t, func(t *testing.T) {
+			target := testTarget
+			target.External = netip.AddrPortFrom(external, 8080)
+			c := &stubCatcher{owner: OwnerProgram, visitAt: time.Now().Add(-time.Minute), visitor: netip.MustParseAddrPort("8.8.8.8:5000")}
+			r := Verify(t.Context(), target, c, &stubProber{results: []Evidence{lan}})
+			if r.Verdict != Unknown || r.Proven != LevelRouter {
+				t.Errorf("external address %v: %v, proven %v", external, r.Verdict, r.Proven)
+			}
+		})
+	}
+}
