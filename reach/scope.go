@@ -5,7 +5,6 @@ import (
 	"net/netip"
 
 	"github.com/natforward/goforward/backends"
-	"github.com/natforward/goforward/internal/netbind"
 )
 
 // siteBits is the length of the prefix that the hosts of a site have in common, at most
@@ -29,10 +28,10 @@ func (t Target) IsFromInternet(from netip.Addr) bool {
 			return false
 		}
 	}
-	return !netbind.HasAddr(from) && !isOnLink(from)
+	return !isOnLink(from)
 }
 
-// isOnLink reports whether an address is on a network of this host.
+// isOnLink reports whether an address is on a network of this host, or of this host itself.
 func isOnLink(addr netip.Addr) bool {
 	all, err := net.InterfaceAddrs()
 	if err != nil {
