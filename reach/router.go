@@ -24,6 +24,8 @@ const (
 	// subscriptionTime is how long a subscription lasts that cannot be ended, because the
 	// router's response is lost.
 	subscriptionTime = time.Minute
+	// probeTimeout bounds one measurement. A router may take long for each response.
+	probeTimeout = 6 * time.Second
 	// unsubscribeTimeout bounds the end of a subscription. It is not part of the caller's time.
 	unsubscribeTimeout = time.Second
 )
@@ -64,6 +66,8 @@ func (router) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, e
 		defer own.Close()
 		catcher, t.Internal, e.Inferred = own, own.target.Internal, true
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, errSlow)
+	defer cancel()
 	measure := t.subscribe
 	if t.Protocol == backends.UDP {
 		measure = t.searchFromPort
@@ -71,6 +75,8 @@ func (router) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, e
 	err := measure(ctx, catcher, &e)
 	return e, err
 }
+
+var errSlow = fmt.Errorf("%w: the router took too long to answer", backends.ErrNoReply)
 
 // repliesAdmitted is true on Windows: for a few seconds after a multicast datagram, its firewall
 // admits all unicast datagrams to the source port.
