@@ -57,6 +57,8 @@ func (m *Mapping) verify(ctx context.Context, probers []reach.Prober, inBackgrou
 	if len(probers) == 0 {
 		probers = f.config.Verify
 	}
+	ctx, end := m.whileOpen(ctx)
+	defer end()
 	grants := s.Grants()
 	results, errs := make([]reach.Result, len(grants)), make([]error, len(grants))
 	var running sync.WaitGroup
@@ -81,6 +83,21 @@ func (m *Mapping) verify(ctx context.Context, probers []reach.Prober, inBackgrou
 	r := reach.Combine(results...)
 	m.verified.Store(&verified{m.socket(), r})
 	return r, nil
+}
+
+// whileOpen returns a context that also ends when the mapping is closed: its port may then belong to
+// another program. The caller must call the returned function.
+func (m *Mapping) whileOpen(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		select {
+		case <-m.Done():
+			cancel(errClosed("mapping"))
+		case <-ctx.Done():
+		}
+	})
+	return ctx, func() { cancel(nil); watch.Wait() }
 }
 
 // verifyGrant measures one port of a mapping.

@@ -484,3 +484,30 @@ func TestAcceptDeadlineOfTCPListener(t *testing.T) {
 		t.Fatal("Accept does not return after the deadline")
 	}
 }
+
+// TestVerifyClosed checks that Close ends a verification: the program may use the port for
+// something else then.
+func TestVerifyClosed(t *testing.T) {
+	_, f := gatewayAndForwarder(t, forward.Config{}, gatewaytest.Config{})
+	ln, err := f.Listen(testContext(t), "tcp4", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	echoTCP(t, ln)
+	if err := ln.Wait(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	p := &expectingProber{make(chan struct{}), make(chan struct{})}
+	verified := make(chan error, 1)
+	go func() {
+		_, err := ln.Mapping().Verify(testContext(t), p)
+		verified <- err
+	}()
+	<-p.expects
+	if err := ln.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-verified; !errors.Is(err, forward.ErrClosed) {
+		t.Errorf("Verify: %v, want ErrClosed", err)
+	}
+}
