@@ -48,6 +48,9 @@ var errAnswered = errors.New("a connection to the external port was accepted, bu
 // try connects to the external endpoint, or sends datagrams to it, and waits for the arrival.
 // A socket of another program receives no bytes.
 func (d dialer) try(ctx context.Context, t Target, catcher Catcher) attempt {
+	if err := catcher.Observing(); err != nil {
+		return attempt{err: err} // a connection or datagram would only disturb the program
+	}
 	begun := time.Now()
 	bounded, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
@@ -103,9 +106,6 @@ func (d dialer) tryTCP(ctx context.Context, t Target, catcher Catcher) attempt {
 }
 
 func (d dialer) tryUDP(ctx context.Context, t Target, catcher Catcher) attempt {
-	if err := catcher.Observing(); err != nil {
-		return attempt{err: err} // a datagram would only disturb the program
-	}
 	e := Expectation{First: greeting + NewNonce()}
 	arrivals, stop := catcher.Expect(e)
 	defer stop()

@@ -52,6 +52,8 @@ func (router) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, e
 	switch {
 	case catcher.Owner() == OwnerNone:
 		return e, cmp.Or(catcher.Observing(), errNotObserved)
+	case catcher.Owner() != OwnerOther && catcher.Observing() != nil: // the program would get what the router sends
+		return e, catcher.Observing()
 	case !t.Gateway.IsValid():
 		return e, fmt.Errorf("%w: there is no router that could connect to this host", backends.ErrUnsupported)
 	case t.Protocol == backends.UDP && repliesAdmitted:

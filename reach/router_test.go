@@ -412,7 +412,20 @@ func TestRouterNotObserved(t *testing.T) {
 	if e, err := askRouter(t, target); err == nil || e.Verdict != reach.Unknown || len(gw.Requests()) > 0 {
 		t.Errorf("%+v, %v", e, err)
 	}
+	target = freeTarget(t, gw, backends.TCP)
+	e, err := reach.Router().Probe(t.Context(), target, busyPort{openPort(t, target)})
+	if !errors.Is(err, errBusy) || e.Verdict != reach.Unknown || len(gw.Requests()) > 0 {
+		t.Errorf("%+v, %v, and %d requests for a program that does not accept connections", e, err, len(gw.Requests()))
+	}
 }
+
+var errBusy = errors.New("busy")
+
+// busyPort is the port of a program that does not accept connections.
+type busyPort struct{ *reach.Port }
+
+func (busyPort) Owner() reach.Owner { return reach.OwnerProgram }
+func (busyPort) Observing() error   { return errBusy }
 
 // TestRouterCancelled checks that the prober ends with ctx.
 func TestRouterCancelled(t *testing.T) {

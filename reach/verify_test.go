@@ -330,3 +330,14 @@ func TestVerifyVisitUnknownExternal(t *testing.T) {
 		})
 	}
 }
+
+// TestDialerUnobserved checks that nothing is sent to a port that is not observed.
+func TestDialerUnobserved(t *testing.T) {
+	blind := errors.New("busy")
+	for _, p := range []backends.Protocol{backends.TCP, backends.UDP} {
+		target := Target{Protocol: p, External: netip.MustParseAddrPort("127.0.0.1:9")}
+		if a := (dialer{}).try(t.Context(), target, &stubCatcher{owner: OwnerProgram, blind: blind}); !errors.Is(a.err, blind) || a.missing {
+			t.Errorf("%v: %+v", p, a)
+		}
+	}
+}
