@@ -46,7 +46,8 @@ func (l *Listener) AcceptTCP() (*net.TCPConn, error) {
 }
 
 // SetDeadline sets the time after which Accept fails with a timeout, like the method of
-// net.TCPListener. The zero Time means never.
+// net.TCPListener. The zero Time means never. A deadline that is set on the embedded TCPListener
+// may be lost while the mapping is verified.
 func (l *Listener) SetDeadline(t time.Time) error { return l.socket.accepter.setDeadline(t) }
 
 // recordVisit records a connection if it is from the internet.
@@ -201,6 +202,9 @@ func (c *PacketConn) ReadFrom(b []byte) (n int, from net.Addr, err error) {
 
 // Read is the method of net.UDPConn. It discards the source of the datagram.
 func (c *PacketConn) Read(b []byte) (n int, err error) {
+	if len(b) == 0 {
+		return c.UDPConn.Read(b)
+	}
 	n, _, err = c.ReadFromUDPAddrPort(b)
 	return n, err
 }

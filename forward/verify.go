@@ -34,7 +34,8 @@ const (
 //
 // An inconclusive measurement is no error. Verify fails with ErrNoMapping if the mapping is not
 // granted at the moment, with ErrClosed after Close, and with the cause of the end of ctx. It
-// has no time limit of its own. It takes at most 20 seconds, or two minutes with reach.Phone.
+// has no time limit of its own. It takes at most 20 seconds for up to four ports, and longer for
+// more; with reach.Phone it takes up to two minutes for each port.
 func (m *Mapping) Verify(ctx context.Context, probers ...reach.Prober) (reach.Result, error) {
 	ctx, end, err := m.forwarder.beginCall(ctx)
 	if err != nil {
@@ -105,7 +106,11 @@ func (m *Mapping) verifyGrant(ctx context.Context, g backends.Mapping, probers [
 	t := m.target(g)
 	if s := m.socket(); s != nil && s.protocol == g.Protocol && s.port == g.Internal.Port() {
 		defer s.beginVerification(ctx)()
-		return reach.Verify(ctx, t, socketCatcher{s, t, m.Status().Since, s.accepter.skippedCount()}, probers...), nil
+		since := m.Status().Since
+		if m.forwarder.hasOtherForward(g) {
+			since = time.Now() // earlier visits may have come through the other one
+		}
+		return reach.Verify(ctx, t, socketCatcher{s, t, since, s.accepter.skippedCount()}, probers...), nil
 	}
 	open := reach.Open
 	if inBackground {
@@ -117,6 +122,19 @@ func (m *Mapping) verifyGrant(ctx context.Context, g backends.Mapping, probers [
 	}
 	defer port.Close()
 	return reach.Verify(ctx, t, port, probers...), nil
+}
+
+// hasOtherForward reports whether another mapping of the Forwarder forwards to the internal endpoint
+// of a grant.
+func (f *Forwarder) hasOtherForward(g backends.Mapping) (found bool) {
+	f.loop.Do(func() {
+		for _, m := range f.held {
+			for _, other := range m.status().Grants() {
+				found = found || other.Protocol == g.Protocol && other.Internal == g.Internal && other.External != g.External
+			}
+		}
+	})
+	return found
 }
 
 // target describes a grant to the probers.

@@ -51,6 +51,21 @@ func (d dialer) try(ctx context.Context, t Target, catcher Catcher) attempt {
 	if err := catcher.Observing(); err != nil {
 		return attempt{err: err} // a connection or datagram would only disturb the program
 	}
+	a := d.once(ctx, t, catcher)
+	if a.err != nil || !a.arrival.InTable {
+		return a
+	}
+	// Another connection of that program may have had this source port by chance. A second one
+	// from the same address hardly has the next source port too.
+	b := d.once(ctx, t, catcher)
+	if b.err == nil && b.arrival.From.Addr() != a.arrival.From.Addr() {
+		b.err = errAnswered
+	}
+	return b
+}
+
+// once is try with one connection.
+func (d dialer) once(ctx context.Context, t Target, catcher Catcher) attempt {
 	begun := time.Now()
 	bounded, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()

@@ -346,7 +346,7 @@ func TestConnEnded(t *testing.T) {
 	_, _ = io.WriteString(client, "GET /nonce")
 	go func() {
 		<-arrived
-		cancel() // the prober has what it waited for
+		cancel() // the prober has its arrival
 		_ = client.CloseWrite()
 	}()
 	if !q.Conn(ctx, server) {

@@ -85,7 +85,8 @@ func (a *app) run(ctx context.Context, args []string) int {
 	err := root.ExecuteContext(ctx)
 	a.stopNotice()
 	// If writing to stdout fails within cobra, the error is not a usage error.
-	if failure := a.stdout.writeError(); failure != nil && (err == nil || !a.parsed) {
+	verdict := verdictError(0)
+	if failure := a.stdout.writeError(); failure != nil && (err == nil || !a.parsed || errors.As(err, &verdict)) {
 		err = failure
 	} else if err != nil && !a.parsed {
 		err = usageErrorOf(err)

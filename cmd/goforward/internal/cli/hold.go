@@ -169,6 +169,7 @@ type heldMapping struct {
 	granted        []backends.Mapping // the last grants; nil: none yet
 	active         bool               // the mapping is not lost, according to the events so far
 	failing        bool               // the last attempt failed
+	measured       bool               // a result of --verify was printed
 	reportedNext   time.Time          // time of the next attempt in the last reported failure
 	reportedReason string             // reason of the last reported failure; empty: there is none
 }
@@ -274,6 +275,7 @@ func (h *heldMapping) follow(ctx context.Context) error {
 		if err := h.printFailure(h.mapping); err != nil {
 			return err
 		}
+		h.printFirstResult()
 		check.Reset(h.pollDelay())
 		select {
 		case e := <-h.events:
@@ -288,10 +290,13 @@ func (h *heldMapping) follow(ctx context.Context) error {
 	}
 }
 
-// pollDelay is the time until the next check for another failure: Changed reports only the
-// first one.
+// pollDelay is the time until the next check for another failure, or for the first result of
+// --verify: Changed reports neither.
 func (h *heldMapping) pollDelay() time.Duration {
-	if !h.failing {
+	switch {
+	case h.session.flags.verify.ofMap && !h.measured:
+		return 250 * time.Millisecond
+	case !h.failing:
 		return time.Hour
 	}
 	return max(time.Until(h.reportedNext), 0) + 250*time.Millisecond

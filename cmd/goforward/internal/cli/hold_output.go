@@ -9,6 +9,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/forward"
 	"github.com/natforward/goforward/internal/netbind"
+	"github.com/natforward/goforward/reach"
 )
 
 // printFailure prints the failure of an attempt, once per attempt. It returns the error if the
@@ -79,6 +80,18 @@ func (h *heldMapping) printResult(e forward.Event) {
 		for _, m := range e.Grants {
 			h.session.app.printJSON(verified(e.Kind.String(), m, e.Result))
 		}
+	}
+}
+
+// printFirstResult prints the first result of --verify if it proves nothing: there is no event for
+// that.
+func (h *heldMapping) printFirstResult() {
+	if h.measured || !h.session.flags.verify.ofMap {
+		return
+	}
+	r := h.mapping.Status().Reach
+	if h.measured = !r.At.IsZero(); h.measured && r.Verdict == reach.Unknown {
+		h.printLine(r.At, "not proven", h.granted, oneLine(libraryText(r.Reason)))
 	}
 }
 

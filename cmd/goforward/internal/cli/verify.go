@@ -254,12 +254,12 @@ func (a *app) record(ctx context.Context, c *portCheck, v *verifyFlags, r reach.
 	case r.Verdict != reach.Unreachable, !c.wasProven, c.repaired, v.noRepair, v.every == 0, r.FailsHere():
 		return
 	}
-	a.messagef("%s was reachable before: deleting the mapping, and mapping it again.\n", c.name())
 	if err := a.repair(ctx, c); err != nil {
-		a.failuref("%s is not mapped again: %s\n", c.name(), oneLine(a.errorText(err)))
+		a.failuref("%s was reachable before, but is not mapped again: %s\n", c.name(), oneLine(a.errorText(err)))
 		c.repaired = errors.Is(err, backends.ErrUnsupported) || errors.Is(err, backends.ErrConflict) // else the next round tries it again
 		return
 	}
+	a.messagef("%s was reachable before: the mapping was deleted and requested again.\n", c.name())
 	c.repaired = true
 	c.refresh(a)
 	if r = a.resultOf(ctx, c, v); ctx.Err() == nil {

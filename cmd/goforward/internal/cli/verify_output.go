@@ -158,6 +158,10 @@ func (a *app) checkAdvice(c *portCheck) string {
 		path, other = "--via if:"+names[0], ""
 	}
 	switch {
+	case c.mapping.External == c.mapping.Internal && c.mapping.Protocol == backends.TCP: // a pinhole, or a host with a public address
+		return command + " --via phone" + map[bool]string{false: " while the program is stopped"}[hasNoProgram(c.result)]
+	case c.mapping.External == c.mapping.Internal:
+		return "from another host"
 	case c.mapping.Protocol != backends.TCP:
 		return command + " " + path + other
 	case hasNoProgram(c.result):

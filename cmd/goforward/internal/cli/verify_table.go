@@ -3,9 +3,9 @@ package cli
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
@@ -132,17 +132,23 @@ func (a *app) requestMissing(ctx context.Context, table *gatewayTable, specs []*
 	for _, i := range missing {
 		wanted = append(wanted, specs[i])
 	}
+	options := func(i int) []forward.Option {
+		all := wanted[i].options()
+		if table.complete {
+			all = append(all, forward.Lifetime(temporaryLifetime))
+		}
+		return all
+	}
 	var all []*portCheck
 	var failures mapErrors
-	for _, one := range enableAll(ctx, f, wanted, func(i int) []forward.Option { return wanted[i].options() }) {
+	for i, one := range enableAll(ctx, f, wanted, options) {
 		if <-one.done; one.err != nil {
 			failures = append(failures, mapError{one.spec, one.err})
 			continue
 		}
 		c := &portCheck{spec: one.spec, held: one.mapping}
 		c.enable = func(ctx context.Context) (*forward.Mapping, error) {
-			options := append(one.spec.options(), forward.External(c.mapping.External.Port()))
-			return f.Enable(ctx, options...)
+			return f.Enable(ctx, append(options(i), forward.External(c.mapping.External.Port()))...)
 		}
 		c.refresh(a)
 		all = append(all, c)
@@ -169,14 +175,14 @@ func (c *portCheck) refresh(a *app) {
 	}
 }
 
+// temporaryLifetime is the lifetime of a mapping that did not exist before. It is renewed as long as
+// the command runs.
+const temporaryLifetime = 10 * time.Minute
+
 // endRequested deletes the requested mappings, or leaves them if they may have existed before.
 func (a *app) endRequested(f *forward.Forwarder, all []*portCheck, remove bool) error {
-	var errs []error
 	for _, c := range all {
 		if remove || c.mapping.Backend == gateway.Direct {
-			if err := c.held.Close(); err != nil {
-				errs = append(errs, fmt.Errorf("%w: %w", errNotUnmapped, err))
-			}
 			continue
 		}
 		expires := c.held.Expires()
@@ -184,6 +190,9 @@ func (a *app) endRequested(f *forward.Forwarder, all []*portCheck, remove bool) 
 		a.messagef("%s stays, %s: the gateway does not list its mappings, so it may have existed before. To delete it: goforward unmap %s\n",
 			mappingText([]backends.Mapping{c.mapping}), expiryText(expires), a.portArguments([]*portCheck{c}))
 	}
-	a.close(f)
-	return errors.Join(errs...)
+	a.remember(f)
+	if err := f.Close(); err != nil { // it deletes the others at the same time, and is bounded
+		return fmt.Errorf("%w: %w", errNotUnmapped, err)
+	}
+	return nil
 }

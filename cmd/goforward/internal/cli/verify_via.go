@@ -103,20 +103,28 @@ func (v *verifyFlags) addVia(s string) ([]via, error) {
 	return append(slices.Clone(v.via), one), nil
 }
 
-// checkVia returns an error if this host does not have an interface that --via names.
+// checkVia returns an error if --via names an interface that is not another uplink of this host.
 func (a *app) checkVia(all []via) error {
 	for _, one := range all {
 		if one.kind != viaInterface {
 			continue
 		}
-		if _, err := net.InterfaceByName(one.rest); err == nil {
+		ifi, err := net.InterfaceByName(one.rest)
+		text := "no such interface"
+		switch {
+		case err != nil:
+		case ifi.Flags&net.FlagLoopback != 0:
+			text = "it does not lead to the internet"
+		case one.rest == a.currentRoute(&a.settings).iface:
+			text = "it leads to the gateway itself"
+		default:
 			continue
 		}
 		advice := "this host has no other interface with a default route"
 		if names := a.otherUplinks(); len(names) > 0 {
 			advice = "other interfaces with a default route: " + joinNames(names)
 		}
-		return &usageError{text: fmt.Sprintf("--via if:%s: no such interface", one.rest), advice: advice}
+		return &usageError{text: fmt.Sprintf("--via if:%s: %s", one.rest, text), advice: advice}
 	}
 	return nil
 }
