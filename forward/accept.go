@@ -30,6 +30,7 @@ type accepter struct {
 	interrupts int            // how often pass has interrupted the listener
 	running    int            // the number of connections that are examined now
 	skipped    int            // connections that the program got unexamined
+	closed     bool
 	work       sync.WaitGroup
 }
 
@@ -95,28 +96,48 @@ func (a *accepter) setDeadline(t time.Time) error {
 
 // examine begins to examine a connection. It returns false if that is not necessary.
 func (a *accepter) examine(conn *net.TCPConn) bool {
-	if !a.queue.Examines(tcpEndpoint(conn.RemoteAddr()).Addr()) {
+	if !a.queue.Examines(tcpEndpoint(conn.RemoteAddr()).Addr()) || !a.reserve() {
 		return false
 	}
+	go func() {
+		defer a.work.Done()
+		a.finish(conn, a.queue.Conn(a.ctx, conn))
+	}()
+	return true
+}
+
+// reserve reports whether one more connection may be examined. The caller must then call finish, and
+// work.Done after it.
+func (a *accepter) reserve() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.ctx.Err() != nil {
+	switch {
+	case a.closed:
 		return false
-	}
-	if a.running >= maxExamined {
+	case a.running >= maxExamined:
 		a.skipped++
 		return false
 	}
 	a.running++
-	a.work.Go(func() {
-		caught := a.queue.Conn(a.ctx, conn)
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		if a.running--; !caught {
-			a.pass(conn)
-		}
-	})
+	a.work.Add(1)
 	return true
+}
+
+// finish gives an examined connection to the program, unless it was caught, and interrupts the
+// accept that waits.
+func (a *accepter) finish(conn *net.TCPConn, caught bool) {
+	a.mu.Lock()
+	a.running--
+	closed := a.closed
+	if !closed && !caught {
+		a.passed = append(a.passed, conn)
+		a.interrupts++
+		_ = a.listener.SetDeadline(time.Unix(1, 0))
+	}
+	a.mu.Unlock()
+	if closed {
+		_ = conn.Close()
+	}
 }
 
 // skippedCount returns how many connections the program got unexamined. A UDP socket has no
@@ -130,26 +151,16 @@ func (a *accepter) skippedCount() int {
 	return a.skipped
 }
 
-// pass gives an examined connection to the program, and interrupts the accept that waits. The
-// caller holds mu.
-func (a *accepter) pass(conn *net.TCPConn) {
-	if a.ctx.Err() != nil {
-		_ = conn.Close()
-		return
-	}
-	a.passed = append(a.passed, conn)
-	a.interrupts++
-	_ = a.listener.SetDeadline(time.Unix(1, 0))
-}
-
 // close closes the connections that the program has not accepted. The listener is closed already.
 func (a *accepter) close() {
 	a.mu.Lock()
-	a.cancel()
-	for _, conn := range a.passed {
-		_ = conn.Close()
-	}
+	a.closed = true
+	passed := a.passed
 	a.passed = nil
 	a.mu.Unlock()
+	a.cancel()
+	for _, conn := range passed {
+		_ = conn.Close()
+	}
 	a.work.Wait()
 }
