@@ -37,7 +37,8 @@
 // [DisableAll] with [Foreign] deletes those of them that the gateway allows this host to delete.
 //
 // This host's own firewall must admit the connections too: a mapping on the gateway does not
-// change it.
+// change it. Mapping.Verify measures whether connections arrive, and with Config.Verify that is
+// repeated in the background: see package reach and docs/reachability.md.
 //
 // # Several programs
 //
