@@ -41,7 +41,7 @@ func (m *Mapping) verifyInBackground() {
 				endpoint, b.proven, b.reported = now, false, false
 			}
 			b.run(f.ctx)
-			timer = time.NewTimer(f.jitter(f.config.VerifyEvery))
+			timer = time.NewTimer(f.config.VerifyEvery)
 			next = timer.C
 		}
 		for waiting := true; waiting; {

@@ -262,7 +262,6 @@ func TestVerifyInBackground(t *testing.T) {
 		gw, events := newFakeGateway(), &eventRecorder{}
 		gw.internal = at.Addr()
 		f := newForwarder(t, forward.Config{Verify: []reach.Prober{p}, VerifyEvery: time.Minute, CheckEvery: -1, OnEvent: events.record}, gw)
-		f.SetJitter(func(d time.Duration) time.Duration { return d })
 		t.Cleanup(func() { _ = f.Close() })
 		if _, err := f.Enable(t.Context(), forward.TCP(port)); err != nil {
 			t.Fatal(err)
