@@ -344,7 +344,7 @@ func TestGrantBeforeRestart(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				gw := newFakeGateway()
-				f := newForwarder(t, forward.Config{}, gw)
+				f := newForwarder(t, forward.Config{CloseTimeout: 10 * time.Second}, gw) // more than the deletion takes
 				defer f.Close()
 				if _, err := f.Enable(t.Context(), forward.TCP(8080)); err != nil {
 					t.Fatal(err)

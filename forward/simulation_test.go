@@ -38,21 +38,22 @@ type simulation struct {
 
 // TestSimulation simulates weeks of restarts, outages and lost calls. It checks that
 // mappings are granted again as soon as the gateway allows it. GOFORWARD_SOAK=1 simulates
-// ten thousand mappings for a month, and the checks of gateways for a month.
+// a month, and more mappings.
 func TestSimulation(t *testing.T) {
-	manyMappings := simulation{count: 10000, duration: 2 * day, lossRate: 0.1, reportsEpoch: true, faultInterval: 30 * time.Hour, maxOutage: 2 * time.Hour, lifetime: 24 * time.Hour}
-	checked := simulation{count: 200, duration: 4 * day, checks: true, reportsEpoch: true, faultInterval: 4 * time.Hour, maxOutage: 10 * time.Minute, lifetime: 2 * time.Hour}
+	manyMappings := simulation{count: 5000, duration: 2 * day, lossRate: 0.1, reportsEpoch: true, faultInterval: 30 * time.Hour, maxOutage: 2 * time.Hour, lifetime: 24 * time.Hour}
+	few := simulation{count: 200, duration: 10 * day, lossRate: 0.3, faultInterval: 40 * time.Hour, maxOutage: 5 * time.Hour, lifetime: 12 * time.Hour, mixed: true}
+	checked := simulation{count: 200, duration: 2 * day, checks: true, reportsEpoch: true, faultInterval: 4 * time.Hour, maxOutage: 10 * time.Minute, lifetime: 2 * time.Hour}
 	if os.Getenv("GOFORWARD_SOAK") == "1" {
-		checked.duration = 30 * day
+		checked.duration, few.duration, manyMappings.count = 30*day, 30*day, 10000
 		manyMappings.duration, manyMappings.lossRate, manyMappings.faultInterval, manyMappings.maxOutage, manyMappings.lifetime = 30*day, 0.3, 12*time.Hour, 6*time.Hour, 2*time.Hour
 	}
 	for name, s := range map[string]simulation{
-		"few for a month":       {count: 200, duration: 30 * day, lossRate: 0.3, faultInterval: 40 * time.Hour, maxOutage: 5 * time.Hour, lifetime: 12 * time.Hour, mixed: true},
+		"few":                   few,
 		"with epochs":           {count: 50, duration: 5 * day, lossRate: 0.1, reportsEpoch: true, faultInterval: 20 * time.Hour, maxOutage: 3 * time.Hour, lifetime: 2 * time.Hour, mixed: true},
 		"many":                  manyMappings,
 		"checked":               checked,
-		"checked, long outages": {count: 50, duration: checked.duration / 3, checks: true, reportsEpoch: true, faultInterval: 8 * time.Hour, maxOutage: 5 * time.Hour, lifetime: 24 * time.Hour},
-		"checked, with loss":    {count: 50, duration: checked.duration / 3, checks: true, lossRate: 0.2, reportsEpoch: true, faultInterval: 8 * time.Hour, maxOutage: time.Hour, lifetime: 2 * time.Hour, mixed: true},
+		"checked, long outages": {count: 50, duration: max(checked.duration/3, 32*time.Hour), checks: true, reportsEpoch: true, faultInterval: 8 * time.Hour, maxOutage: 5 * time.Hour, lifetime: 24 * time.Hour},
+		"checked, with loss":    {count: 50, duration: max(checked.duration/3, 32*time.Hour), checks: true, lossRate: 0.2, reportsEpoch: true, faultInterval: 8 * time.Hour, maxOutage: time.Hour, lifetime: 2 * time.Hour, mixed: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
