@@ -544,7 +544,7 @@ func TestShutdownAwaitsClose(t *testing.T) {
 	// With more threads than processors, each may be preempted at any point.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(16))
 	const (
-		duration = 8 * time.Second
+		duration = 4 * time.Second
 		mappings = 4
 	)
 	rounds := 0

@@ -174,7 +174,7 @@ func TestEventOrder(t *testing.T) {
 func TestEventOrderRace(t *testing.T) {
 	// With more threads than processors, each may be preempted at any point.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(16))
-	const duration = 8 * time.Second
+	const duration = 4 * time.Second
 	for start := time.Now(); time.Since(start) < duration && !t.Failed(); {
 		raceEvents(t)
 	}

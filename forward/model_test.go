@@ -944,7 +944,7 @@ func (l modelLogger) Handle(_ context.Context, r slog.Record) error {
 func TestModelStress(t *testing.T) {
 	// With more threads than processors, each may be preempted at any point.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(16))
-	const duration = 6 * time.Second
+	const duration = 3 * time.Second
 	seed, counts := testseed.Of(t), map[string]int{}
 	for start := time.Now(); time.Since(start) < duration && !t.Failed(); seed++ {
 		w := &modelWorld{
