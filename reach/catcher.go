@@ -86,13 +86,18 @@ func open(ctx context.Context, t Target, mayListen bool) (*Port, error) {
 		p.openOther()
 		return p, nil
 	}
-	if p.unmark, err = mark(t.Protocol, at); errno.IsInUse(err) {
+	unmark, markErr := mark(t.Protocol, at)
+	if errno.IsInUse(markErr) {
 		p.blind = errMeasured
 		return p, nil
 	}
-	switch listenErr := p.listen(ctx, t); {
+	listenErr := p.listen(ctx, t)
+	if listenErr != nil && unmark != nil {
+		unmark() // the socket at the endpoint is not of a measurement
+	}
+	switch {
 	case listenErr == nil:
-		p.owner = OwnerTemporary
+		p.owner, p.unmark = OwnerTemporary, unmark
 		if t.Protocol == backends.TCP && !catch.Supported {
 			p.missed(fmt.Errorf("%w: connections cannot be examined on this system", errors.ErrUnsupported))
 		}

@@ -303,6 +303,9 @@ func TestPortBound(t *testing.T) {
 	if port.Observing() == nil {
 		t.Error("what arrives at the socket of another program is observed")
 	}
+	if isMarked(target.Protocol, target.Internal) {
+		t.Error("the socket of another program is marked as one of a measurement")
+	}
 }
 
 // TestPortNotHere checks targets whose port cannot be observed by this host.
