@@ -3,6 +3,7 @@ package reach
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -124,5 +125,28 @@ func TestPortMeasured(t *testing.T) {
 			t.Errorf("after Close: %v, %v", again.Owner(), err)
 		}
 		again.Close()
+	}
+}
+
+// TestHairpinHops checks that the packets of hairpin do not get far if the router reports the address
+// of another host.
+func TestHairpinHops(t *testing.T) {
+	d, err := hairpinDialer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	nd := net.Dialer{Control: d.control}
+	conn, err := nd.DialContext(t.Context(), "udp4", "127.0.0.1:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var hops int
+	if controlErr := raw.Control(func(fd uintptr) { hops, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TTL) }); controlErr != nil || err != nil || hops != 2 {
+		t.Errorf("%d hops, %v, %v, want 2", hops, controlErr, err)
 	}
 }

@@ -32,11 +32,11 @@ func (hairpin) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 	if netbind.HasAddr(t.External.Addr()) {
 		return e, errOwnAddress
 	}
-	control, err := netbind.ControlTTL(hairpinHops)
+	d, err := hairpinDialer()
 	if err != nil {
 		return e, err
 	}
-	a := dialer{control}.try(ctx, t, catcher)
+	a := d.try(ctx, t, catcher)
 	from := a.arrival.From.Addr()
 	switch {
 	case a.missing:
@@ -49,6 +49,12 @@ func (hairpin) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 	e.Verdict, e.From, e.At, e.RTT = Reachable, a.arrival.From, a.arrival.At, a.rtt
 	e.Detail = fmt.Sprintf("a connection from inside to %v arrived, from %v", t.External, e.From)
 	return e, nil
+}
+
+// hairpinDialer returns a dialer whose packets pass at most hairpinHops hops.
+func hairpinDialer() (dialer, error) {
+	control, err := netbind.ControlTTL(hairpinHops)
+	return dialer{control}, err
 }
 
 // checkExternal returns an error if the external endpoint of a target is not known.
