@@ -60,7 +60,7 @@ func (p prober) probeTCP(ctx context.Context, t reach.Target, catcher reach.Catc
 	if err != nil {
 		return a, nil, err
 	}
-	e := reach.Expectation{First: "GFWD1 " + reach.NewNonce(), SourcePort: port}
+	e := reach.Expectation{First: "GFWD1 " + reach.NewNonce(), Source: func(from netip.AddrPort) bool { return from.Port() == port }}
 	arrivals, stop := catcher.Expect(e)
 	defer stop()
 	p.gateway.mu.Lock()

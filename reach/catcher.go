@@ -205,7 +205,7 @@ func (p *Port) Owner() Owner { return p.owner }
 
 // Expect implements Catcher.
 func (p *Port) Expect(e Expectation) (arrivals <-chan Arrival, stop func()) {
-	if p.owner != OwnerOther || e.SourcePort == 0 && !e.Any || p.Observing() != nil {
+	if p.owner != OwnerOther || e.Source == nil || p.Observing() != nil {
 		return p.queue.Expect(e)
 	}
 	e.Before = p.connections()

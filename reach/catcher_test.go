@@ -193,15 +193,15 @@ func TestPortOther(t *testing.T) {
 				t.Fatal(err)
 			}
 			old := dial(t, target) // a connection that is older than the expectation is not the expected one
-			older, stopOlder := port.Expect(Expectation{First: greeting + "nonce", SourcePort: localOf(t, old).Port()})
+			older, stopOlder := port.Expect(Expectation{First: greeting + "nonce", Source: fromPort(localOf(t, old).Port())})
 			defer stopOlder()
 			local, err := freePort(t.Context(), tt.internal)
 			if err != nil {
 				t.Fatal(err)
 			}
-			arrivals, stop := port.Expect(Expectation{First: greeting + "nonce", SourcePort: local})
+			arrivals, stop := port.Expect(Expectation{First: greeting + "nonce", Source: fromPort(local)})
 			defer stop()
-			never, stopNever := port.Expect(Expectation{SourcePort: local, From: func(netip.Addr) bool { return false }})
+			never, stopNever := port.Expect(Expectation{Source: fromPort(local), From: func(netip.Addr) bool { return false }})
 			defer stopNever()
 			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: tt.internal.AsSlice(), Port: int(local)}}
 			conn, err := d.DialContext(t.Context(), "tcp", target.Internal.String())

@@ -89,7 +89,7 @@ func (d dialer) tryTCP(ctx context.Context, t Target, catcher Catcher) attempt {
 	if err != nil {
 		return attempt{err: err}
 	}
-	e := Expectation{First: greeting + NewNonce(), SourcePort: port}
+	e := Expectation{First: greeting + NewNonce(), Source: fromPort(port)}
 	arrivals, stop := catcher.Expect(e)
 	defer stop()
 	nd := net.Dialer{Control: d.control, LocalAddr: &net.TCPAddr{Port: int(port)}}
@@ -145,6 +145,12 @@ func (d dialer) tryUDP(ctx context.Context, t Target, catcher Catcher) attempt {
 			return attempt{err: fmt.Errorf("no datagram to %v arrived", t.External), missing: true}
 		}
 	}
+}
+
+// fromPort returns a function for Expectation.Source that compares the source port: the address may
+// be translated.
+func fromPort(port uint16) func(netip.AddrPort) bool {
+	return func(from netip.AddrPort) bool { return from.Port() == port }
 }
 
 // freePort returns a TCP port that is free at all addresses of the family of the remote address.

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
-	"sync"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/netbind"
@@ -20,22 +18,12 @@ import (
 // port. It is Unreachable if this prober reached the same external endpoint before, and if the
 // router replies to an ICMP echo request through the uplink. There is nothing to measure if this
 // host itself has the external address, as with a pinhole.
-func Path(iface string) Prober { return &path{iface: iface, reached: map[pathKey]bool{}} }
+func Path(iface string) Prober { return &path{iface: iface} }
 
 type path struct {
 	iface string
-
-	mu      sync.Mutex
-	reached map[pathKey]bool // the endpoints that were reached, at most maxReached
+	reached
 }
-
-// pathKey identifies an external endpoint.
-type pathKey struct {
-	protocol backends.Protocol
-	external netip.AddrPort
-}
-
-const maxReached = 4096
 
 // Name implements Prober.
 func (p *path) Name() string { return "path:" + p.iface }
@@ -64,7 +52,7 @@ func (p *path) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 	case a.err == nil && !t.IsFromInternet(a.arrival.From.Addr()):
 		return e, fmt.Errorf("a connection through %s arrived from %v, which is not an address of the internet", p.iface, a.arrival.From)
 	case a.err == nil:
-		p.remember(t)
+		p.add(t.Protocol, t.External)
 		e.Verdict, e.From, e.At, e.RTT = Reachable, a.arrival.From, a.arrival.At, a.rtt
 		e.Detail = fmt.Sprintf("a connection through %s arrived, from %v", p.iface, e.From)
 		return e, nil
@@ -77,7 +65,7 @@ func (p *path) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 	case err != nil:
 		return e, fmt.Errorf("through %s: %w; the uplink may be the cause, because an ICMP echo request cannot be sent there: %w", p.iface, a.err, err)
 	}
-	if !p.hasReached(t) {
+	if !p.has(t.Protocol, t.External) {
 		return e, fmt.Errorf("through %s: %w, although the router replies to an ICMP echo request there: the port may be blocked, or %s cannot be used to measure it", p.iface, a.err, p.iface)
 	}
 	e.Verdict = Unreachable
@@ -87,19 +75,3 @@ func (p *path) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 
 // errOwnAddress is for a host that has the external address.
 var errOwnAddress = fmt.Errorf("%w: this host itself has the external address, so a connection to it does not leave this host", backends.ErrUnsupported)
-
-// remember records that an endpoint was reached.
-func (p *path) remember(t Target) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.reached) >= maxReached {
-		clear(p.reached)
-	}
-	p.reached[pathKey{t.Protocol, t.External}] = true
-}
-
-func (p *path) hasReached(t Target) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.reached[pathKey{t.Protocol, t.External}]
-}

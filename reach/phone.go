@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -88,7 +89,7 @@ var errNotObserved = errors.New("the port cannot be observed")
 // watch shows the URL of another program, and reports the next connection from the internet. It
 // always fails, because that may be another visitor.
 func (p phone) watch(ctx context.Context, t Target, catcher Catcher) error {
-	arrivals, stop := catcher.Expect(Expectation{Any: true, From: t.IsFromInternet})
+	arrivals, stop := catcher.Expect(Expectation{Source: func(netip.AddrPort) bool { return true }, From: t.IsFromInternet})
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, phoneTimeout)
 	defer cancel()

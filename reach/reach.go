@@ -73,7 +73,8 @@ type Evidence struct {
 	// Method is the name of the prober, such as "router" or "path:wwan0", or "listening" or
 	// "visit".
 	Method string
-	// Protocol and External are the port that was measured.
+	// Protocol and External are the port that was measured. Its address differs from that of the
+	// Target if a helper saw another one, and the gateway's is not public or not known.
 	Protocol backends.Protocol
 	External netip.AddrPort
 	// Verdict is Reachable if something arrived, Unreachable if it did not arrive although it
@@ -109,6 +110,9 @@ type Result struct {
 	// of this package took its place: Verdict is then Unreachable, and Proven says how far the
 	// path to it works.
 	Proven Level
+	// External is the endpoint at which the port was reached if Verdict is Reachable, and otherwise
+	// the one of the Target.
+	External netip.AddrPort
 	// Reason is one sentence for people that explains the verdict, without a full stop.
 	Reason string
 	// Evidence has what each measurement shows, in the order of the probers.
@@ -147,7 +151,8 @@ type Prober interface {
 	Name() string
 	// Probe makes one measurement. What arrives at the internal port is seen by the catcher.
 	// An error means that the measurement was not possible: its Verdict counts as Unknown. The
-	// prober sets Verdict, Level, From and To; the caller completes the Evidence.
+	// prober sets Verdict, Level, From and To, and External if that is not the one of the Target;
+	// the caller completes the Evidence.
 	//
 	// A prober may report Reachable at LevelInternet only if the catcher delivered a nonce that
 	// the prober chose, or a connection whose source it knew beforehand, and if

@@ -145,7 +145,10 @@ func run(ctx context.Context, t Target, catcher Catcher, p Prober) (e Evidence, 
 
 // complete sets the fields that are the same for all evidence.
 func complete(e Evidence, t Target) Evidence {
-	e.Protocol, e.External = t.Protocol, t.External
+	e.Protocol = t.Protocol
+	if e.Verdict != Reachable || !e.External.IsValid() {
+		e.External = t.External
+	}
 	if e.At.IsZero() {
 		e.At = time.Now()
 	}
@@ -173,7 +176,7 @@ func measureVisit(t Target, catcher Catcher) (Evidence, bool) {
 
 // conclude makes a Result of all evidence.
 func conclude(t Target, owner Owner, evidence []Evidence) Result {
-	r := Result{Evidence: evidence}
+	r := Result{External: t.External, Evidence: evidence}
 	var failed, notListening *Evidence
 	for i, e := range evidence {
 		if e.At.After(r.At) && e.Method != MethodVisit {
@@ -192,7 +195,8 @@ func conclude(t Target, owner Owner, evidence []Evidence) Result {
 			continue // a visit proves nothing about the time after it
 		}
 		if r.Proven = max(r.Proven, e.Level); e.Level == LevelInternet && r.Reason == "" {
-			r.Verdict, r.Reason = Reachable, fmt.Sprintf("reachable from the internet at %v: %s", backends.Endpoint{AddrPort: t.External}, e.Detail)
+			r.Verdict, r.External = Reachable, e.External
+			r.Reason = fmt.Sprintf("reachable from the internet at %v: %s", backends.Endpoint{AddrPort: e.External}, e.Detail)
 		}
 	}
 	isAnswered := func(e Evidence) bool { return errors.Is(e.Err, errAnswered) }
@@ -214,6 +218,12 @@ func conclude(t Target, owner Owner, evidence []Evidence) Result {
 		r.Reason = evidence[0].Err.Error()
 	default:
 		r.Reason = provenText[r.Proven]
+		for _, e := range evidence { // the first prober that measured from the internet says why not
+			if e.Level == LevelInternet && e.Err != nil {
+				r.Reason += ": " + e.Detail
+				break
+			}
+		}
 	}
 	return r
 }
@@ -270,7 +280,7 @@ func Combine(results ...Result) Result {
 			out.At = r.At
 		}
 		if severity(r.Verdict) > severity(out.Verdict) {
-			out.Verdict, out.Reason = r.Verdict, r.Reason
+			out.Verdict, out.Reason, out.External = r.Verdict, r.Reason, r.External
 		}
 	}
 	return out

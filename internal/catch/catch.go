@@ -16,19 +16,19 @@ const MaxFirst = 64
 
 // Expectation describes what a prober waits for.
 type Expectation struct {
-	// First is what the connection or datagram begins with, at most MaxFirst bytes. For a
-	// connection it must contain a nonce.
+	// First is what the connection or datagram begins with, after the bytes that Skip counts. Both
+	// together are at most MaxFirst bytes. For a connection, First must contain a nonce.
 	First string
+	// Skip is the number of bytes before First. They may have any value.
+	Skip int
 	// From reports whether connections or datagrams from this address are examined. All
 	// others are left to the program. Nil means every address.
 	From func(netip.Addr) bool
-	// SourcePort is the source port of the connection if it is known beforehand, or 0. With
-	// it, a connection to a socket of another program can be recognized in the table of
-	// sockets.
-	SourcePort uint16
-	// Any makes every connection in the table of sockets count, from each source port. Such an
-	// arrival does not show which connection it was. First is then empty.
-	Any bool
+	// Source reports whether a connection from this endpoint is the expected one. With it, a
+	// connection to a socket of another program can be recognized in the table of sockets. It is
+	// called again for a connection as long as that is open, and may be called by several
+	// goroutines at once. Nil means that the table does not help.
+	Source func(netip.AddrPort) bool
 	// Before has connections in the table of sockets that are older than the expectation. They do
 	// not count.
 	Before []netip.AddrPort
@@ -116,8 +116,9 @@ func (p *pending) examines(from netip.Addr) bool { return p.From == nil || p.Fro
 // the answer. Otherwise mayMatch reports whether more bytes could still make a match.
 func (q *Queue) Match(first []byte, from netip.AddrPort) (answer []byte, matches, mayMatch bool) {
 	for _, p := range q.all() {
-		n := min(len(first), len(p.First))
-		if p.First == "" || string(first[:n]) != p.First[:n] || !p.examines(from.Addr()) {
+		rest := first[min(len(first), max(p.Skip, 0)):]
+		n := min(len(rest), len(p.First))
+		if p.First == "" || string(rest[:n]) != p.First[:n] || !p.examines(from.Addr()) {
 			continue
 		}
 		if n < len(p.First) {
@@ -134,8 +135,8 @@ func (q *Queue) Match(first []byte, from netip.AddrPort) (answer []byte, matches
 // the expectation and delivers the arrival.
 func (q *Queue) Seen(from netip.AddrPort) {
 	for _, p := range q.all() {
-		isExpected := p.Any || p.SourcePort != 0 && p.SourcePort == from.Port()
-		if isExpected && !slices.Contains(p.Before, from) && p.examines(from.Addr()) && q.take(p) {
+		isExpected := p.Source != nil && !slices.Contains(p.Before, from) && p.examines(from.Addr()) && p.Source(from)
+		if isExpected && q.take(p) {
 			p.deliver(Arrival{From: from, At: time.Now(), InTable: true})
 			return
 		}

@@ -85,7 +85,7 @@ func TestMatchSeveral(t *testing.T) {
 	}
 	first, removeFirst := q.Expect(Expectation{First: "GFWD1 first", From: fromProber, Answer: []byte("1")})
 	second, removeSecond := q.Expect(Expectation{First: "GFWD1 second", Answer: []byte("2")})
-	table, removeTable := q.Expect(Expectation{SourcePort: 5000, From: fromProber})
+	table, removeTable := q.Expect(Expectation{Source: func(from netip.AddrPort) bool { return from.Port() == 5000 }, From: fromProber})
 	if !q.Examines(other.Addr()) {
 		t.Error("the second expectation admits every source")
 	}
@@ -117,7 +117,7 @@ func TestMatchSeveral(t *testing.T) {
 func TestSeen(t *testing.T) {
 	t.Parallel()
 	var q Queue
-	arrivals, remove := q.Expect(Expectation{First: "GFWD1 nonce", SourcePort: 5000, From: fromProber})
+	arrivals, remove := q.Expect(Expectation{First: "GFWD1 nonce", Source: func(from netip.AddrPort) bool { return from.Port() == 5000 }, From: fromProber})
 	defer remove()
 	byNonce, removeByNonce := q.Expect(Expectation{First: "GFWD1 nonce"})
 	defer removeByNonce()
