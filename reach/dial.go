@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/dialback"
 	"github.com/natforward/goforward/internal/errno"
 )
 
@@ -25,7 +26,7 @@ const (
 )
 
 // greeting is what a connection or datagram of a prober begins with. A nonce follows.
-const greeting = "GFWD1 "
+const greeting = dialback.Greeting
 
 // dialer connects to the external endpoint of a target.
 type dialer struct {

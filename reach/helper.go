@@ -63,10 +63,10 @@ func (h *helper) arrived(t Target, e Evidence, at netip.Addr, a Arrival, begun t
 // this address, by its own account, which is a sentence like "refused".
 func (h *helper) missed(t Target, e Evidence, at netip.Addr, said string) (Evidence, error) {
 	external := netip.AddrPortFrom(at, t.External.Port())
-	switch {
-	case at != t.External.Addr().Unmap():
+	switch reached := h.has(t.Protocol, external); {
+	case !reached && at != t.External.Addr().Unmap():
 		return e, fmt.Errorf("nothing arrived: %s says %s; it sees this host at %v, and the router reports another external address", h.name, said, at)
-	case !h.has(t.Protocol, external):
+	case !reached:
 		return e, fmt.Errorf("nothing arrived: %s says %s; it has not reached %v before, so it may be unable to", h.name, said, external)
 	}
 	e.Verdict = Unreachable

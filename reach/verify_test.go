@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -340,4 +341,33 @@ func TestDialerUnobserved(t *testing.T) {
 			t.Errorf("%v: %+v", p, a)
 		}
 	}
+}
+
+// TestVerifyExternal checks that the result has the endpoint at which the port was reached, and the
+// one of the target if it was not, and what a measurement from the internet says if it proves nothing.
+func TestVerifyExternal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		elsewhere := netip.MustParseAddrPort("45.45.45.9:8080")
+		reached, unknown := internet, Evidence{Level: LevelInternet, External: elsewhere}
+		reached.External = elsewhere
+		for _, tt := range []struct {
+			name     string
+			evidence Evidence
+			err      error
+			want     netip.AddrPort
+			reason   string
+		}{
+			{"reached elsewhere", reached, nil, elsewhere, "at 45.45.45.9:8080: "},
+			{"reached", internet, nil, testTarget.External, "at 45.45.45.1:8080: "},
+			{"unknown", unknown, errors.New("the helper is away"), testTarget.External, "was not proven: the helper is away"},
+		} {
+			r := Verify(t.Context(), testTarget, &stubCatcher{owner: OwnerProgram}, &stubProber{name: "helper", results: []Evidence{tt.evidence}, errs: []error{tt.err}})
+			if r.External != tt.want || r.Evidence[1].External != tt.want || !strings.Contains(r.Reason, tt.reason) {
+				t.Errorf("%s: %v, %v, %s", tt.name, r.External, r.Evidence[1].External, r.Reason)
+			}
+			if worst := Combine(Result{Verdict: Reachable, External: testTarget.Internal}, r); r.Verdict == Unknown && worst.External != tt.want {
+				t.Errorf("%s: combined %v", tt.name, worst.External)
+			}
+		}
+	})
 }

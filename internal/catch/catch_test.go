@@ -76,6 +76,29 @@ func TestMatch(t *testing.T) {
 	}
 }
 
+// TestMatchSkip checks an expectation that does not know the first bytes.
+func TestMatchSkip(t *testing.T) {
+	t.Parallel()
+	for first, want := range map[string][2]bool{ // matches, mayMatch
+		"": {false, true}, "abc": {false, true}, "abcd": {false, true}, "abcdnon": {false, true},
+		"abcdnonce": {true, false}, "\x00\x00\x00\x00nonce and more": {true, false}, "nonce": {false, false}, "abcdonce": {false, false},
+	} {
+		var q Queue
+		arrivals, remove := q.Expect(Expectation{First: "nonce", Skip: 4})
+		_, matches, mayMatch := q.Match([]byte(first), prober)
+		if matches != want[0] || mayMatch != want[1] || len(arrivals) == 1 != matches {
+			t.Errorf("%q: %v, %v, want %v", first, matches, mayMatch, want)
+		}
+		remove()
+	}
+	var q Queue
+	_, remove := q.Expect(Expectation{First: "nonce", Skip: -1})
+	defer remove()
+	if _, matches, _ := q.Match([]byte("nonce"), prober); !matches {
+		t.Error("a negative number counts")
+	}
+}
+
 // TestMatchSeveral checks that expectations do not disturb each other.
 func TestMatchSeveral(t *testing.T) {
 	t.Parallel()
