@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"time"
 
 	"github.com/natforward/goforward/backends"
@@ -56,7 +55,7 @@ type Call struct {
 	// open for a second.
 	Nonce string
 	// Want is the nonce that must follow Greeting in the answer. It may be empty: no answer is
-	// then expected.
+	// then expected. It must not be Nonce: a service that repeats everything would seem to know it.
 	Want string
 }
 
@@ -79,21 +78,31 @@ const (
 
 // Do makes the call. Before it sends anything to the port, it passes its source to announce, which
 // may be nil. Do ends with ctx at the latest, which must have a deadline; the end of the deadline
-// is no error. An error means that the call was not possible.
+// is no error. An error means that the call was not possible, or that ctx was cancelled.
 func (c Call) Do(ctx context.Context, announce func(from netip.AddrPort)) (Outcome, time.Duration, error) {
 	switch {
 	case !c.To.IsValid() || c.To.Port() == 0:
 		return "", 0, fmt.Errorf("%w: no port", backends.ErrInvalid)
 	case c.Nonce != "" && !IsNonce(c.Nonce), c.Want != "" && !IsNonce(c.Want):
 		return "", 0, fmt.Errorf("%w: not a nonce of %d characters", backends.ErrInvalid, NonceLength)
-	case c.Protocol == backends.TCP:
-		return c.tcp(ctx, announce)
-	case c.Protocol == backends.UDP && c.Nonce != "":
-		return c.udp(ctx, announce)
-	case c.Protocol == backends.UDP:
+	case c.Want != "" && (c.Nonce == "" || c.Want == c.Nonce):
+		return "", 0, fmt.Errorf("%w: an answer needs a nonce, and must have another one", backends.ErrInvalid)
+	case c.Protocol == backends.UDP && c.Nonce == "":
 		return "", 0, fmt.Errorf("%w: a UDP port needs a nonce", backends.ErrInvalid)
 	}
-	return "", 0, fmt.Errorf("%w: only TCP and UDP are possible, not %v", backends.ErrUnsupported, c.Protocol)
+	call := c.tcp
+	switch c.Protocol {
+	case backends.TCP:
+	case backends.UDP:
+		call = c.udp
+	default:
+		return "", 0, fmt.Errorf("%w: only TCP and UDP are possible, not %v", backends.ErrUnsupported, c.Protocol)
+	}
+	outcome, rtt, err := call(ctx, announce)
+	if outcome != Echoed && errors.Is(ctx.Err(), context.Canceled) {
+		return "", 0, context.Cause(ctx) // the port had no time to answer
+	}
+	return outcome, rtt, err
 }
 
 // start announces the source and waits until the other host is prepared.
@@ -133,15 +142,17 @@ func (c Call) tcp(ctx context.Context, announce func(netip.AddrPort)) (Outcome, 
 	switch {
 	case errno.IsRefused(err):
 		return Refused, rtt, nil
-	case err != nil && (isOver(ctx) || errors.Is(err, os.ErrDeadlineExceeded)):
+	case err != nil && (isOver(ctx) || isTimeout(err)): // also of the kernel, which may end its attempts before
 		return TimedOut, 0, nil
 	case err != nil:
 		return "", 0, err
 	}
 	defer func() { _ = conn.Close() }()
+	if c.Nonce == "" { // before AfterFunc, whose deadline must remain
+		_ = conn.SetReadDeadline(begun.Add(rtt + hold))
+	}
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	if c.Nonce == "" {
-		_ = conn.SetReadDeadline(begun.Add(rtt + hold))
 		_, _ = io.CopyN(io.Discard, conn, 1<<10) // the end of the connection is of no interest
 		wait(ctx, hold-time.Since(begun)+rtt)
 		return Connected, rtt, nil
@@ -196,13 +207,12 @@ func (c Call) udp(ctx context.Context, announce func(netip.AddrPort)) (Outcome, 
 	}
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	begun, outcome := time.Now(), Sent
-	buf := make([]byte, 64)
+	buf := make([]byte, 1<<16) // for any datagram: Windows reports an error for a longer one
 	for i := range datagrams {
-		// An ICMP error for an earlier datagram is no reason to stop: another one may arrive.
-		if _, err := conn.Write([]byte(Greeting + c.Nonce)); errno.IsRefused(err) {
-			outcome = Refused
-		} else if err != nil && !isOver(ctx) {
+		if _, err := conn.Write([]byte(Greeting + c.Nonce)); err != nil && i == 0 && !isOver(ctx) {
 			return "", 0, err
+		} else if err != nil && !isOver(ctx) {
+			outcome = Refused // an ICMP error for an earlier datagram; another one may arrive
 		}
 		if i == datagrams-1 && c.Want != "" {
 			_ = conn.SetReadDeadline(time.Time{}) // until ctx ends
@@ -214,12 +224,12 @@ func (c Call) udp(ctx context.Context, announce func(netip.AddrPort)) (Outcome, 
 		}
 		for {
 			n, err := conn.Read(buf)
-			if errno.IsRefused(err) {
+			if err != nil && isTimeout(err) {
+				break
+			}
+			if err != nil { // an ICMP error; the next datagram still waits its turn
 				outcome = Refused
 				continue
-			}
-			if err != nil {
-				break
 			}
 			if c.Want != "" && string(buf[:n]) == Greeting+c.Want {
 				return Echoed, time.Since(begun), nil
@@ -227,6 +237,12 @@ func (c Call) udp(ctx context.Context, announce func(netip.AddrPort)) (Outcome, 
 		}
 	}
 	return outcome, 0, nil
+}
+
+// isTimeout reports whether err means that a deadline has passed, of this program or of the kernel.
+func isTimeout(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
 // isOver reports whether ctx has ended.
