@@ -91,13 +91,18 @@ func dialHelper(ctx context.Context, t Target, network, host string) (net.Conn, 
 			d.LocalAddr = net.UDPAddrFromAddrPort(local)
 		}
 	}
+	control := func(string, string, syscall.RawConn) error { return nil }
 	if ifi, err := net.InterfaceByName(t.Interface); err == nil {
-		if control, err := netbind.Control(ifi); err == nil {
-			d.Control = func(network, address string, c syscall.RawConn) error {
-				_ = control(network, address, c) // without the permission, the helper may see another address, and says so
-				return nil
-			}
+		if c, err := netbind.Control(ifi); err == nil {
+			control = c
 		}
+	}
+	d.Control = func(network, address string, c syscall.RawConn) error {
+		if to, err := netip.ParseAddrPort(address); err == nil {
+			contacted.add(to.Addr())
+		}
+		_ = control(network, address, c) // without the permission, the helper may see another address, and says so
+		return nil
 	}
 	conn, err := d.DialContext(ctx, network, host)
 	var dns *net.DNSError

@@ -1,0 +1,56 @@
+package reach
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/natforward/goforward/backends"
+)
+
+// TestContacts checks how long an address is remembered, and that memory is bounded.
+func TestContacts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c contacts
+		addr, mapped := netip.MustParseAddr("45.45.45.3"), netip.MustParseAddr("::ffff:45.45.45.3")
+		if c.has(addr) {
+			t.Error("the empty memory has an address")
+		}
+		c.add(mapped)
+		time.Sleep(natMemory - 1)
+		if !c.has(addr) || !c.has(mapped) {
+			t.Error("the address was forgotten too early")
+		}
+		time.Sleep(1)
+		if c.has(addr) {
+			t.Error("the address is still remembered")
+		}
+		time.Sleep(time.Second)
+		next := netip.MustParseAddr("10.0.0.0")
+		for range 3 * maxContacts {
+			next = next.Next()
+			c.add(next)
+			time.Sleep(1)
+		}
+		if len(c.all) != maxContacts || !c.has(next) {
+			t.Errorf("%d addresses are remembered, the last one: %v", len(c.all), c.has(next))
+		}
+	})
+}
+
+// TestDialHelperContacts checks that the address of a helper is remembered.
+func TestDialHelperContacts(t *testing.T) {
+	t.Parallel()
+	host := netip.MustParseAddr("127.0.77.1")
+	target := Target{Protocol: backends.UDP, Internal: netip.AddrPortFrom(loopback4, 8080)}
+	conn, err := dialHelper(t.Context(), target, "udp", net.JoinHostPort(host.String(), "9"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.Close()
+	if !contacted.has(host) {
+		t.Errorf("%v is not remembered", host)
+	}
+}
