@@ -207,7 +207,7 @@ func (r *reflector) silent(t Target, e Evidence, m *reflection, err error) (Evid
 	case result.Result == dialback.Connected:
 		return e, fmt.Errorf("%w: %s says %q", errAnswered, r.name, result.Result)
 	}
-	return r.missed(t, e, announced.Address, fmt.Sprintf("%q", result.Result))
+	return r.missed(t, e, announced.Address, quote(string(result.Result)))
 }
 
 // ask sends the request and reads the reply.
