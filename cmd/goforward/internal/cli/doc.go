@@ -42,7 +42,7 @@
 //   - unmap.go and unmap_backend.go: unmap, and the deletion by one protocol
 //   - unmap_all.go and unmap_dryrun.go: unmap --all and unmap --dry-run
 //   - holders.go: which other program of the user keeps a mapping alive
-//   - list.go, ip.go, gateways.go, demo.go, version.go: the commands of these names
+//   - list.go, ip.go, gateways.go, probe.go, demo.go, version.go: the commands of these names
 //   - watch.go and watch_output.go: watch, and its output
 //   - watch_exec.go: the command of watch --exec
 //

@@ -20,7 +20,7 @@ const (
 	exitRefused     = 4
 	exitConflict    = 5
 	exitNoReply     = 6
-	exitUnreachable = 7   // verify: the port is not reachable
+	exitUnreachable = 7   // verify, probe: the port is not reachable
 	exitNotProven   = 8   // verify: nothing wrong was found, but access from the internet is not proven
 	exitSignal      = 128 // plus the number of the signal
 )

@@ -39,10 +39,10 @@ func TestParseGateway(t *testing.T) {
 func TestGatewayLookup(t *testing.T) {
 	t.Parallel()
 	args := map[string][]string{
-		"map": {"8080"}, "unmap": {"8080"}, "completion": {"bash"}, "help": {"map"},
+		"map": {"8080"}, "unmap": {"8080"}, "completion": {"bash"}, "help": {"map"}, "probe": {"x"},
 		"run": {"-p", "8080", "--", "true"},
 	}
-	without := map[string]bool{"help": true, "completion": true, "version": true, "demo": true}
+	without := map[string]bool{"help": true, "completion": true, "version": true, "demo": true, "probe": true}
 	root := newApp(new(bytes.Buffer), new(bytes.Buffer)).root()
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {

@@ -340,6 +340,27 @@ const watchExamples = `  goforward watch
   goforward watch --exec 'ddns-update --quiet'
   goforward watch --exec 'sh -c "logger $GOFORWARD_EVENT: $GOFORWARD_EXTERNAL_IP"'`
 
+const probeHelp = `Probe connects to a port once, and prints two lines: the source from which it connects, and
+the outcome. Use it on another host, to find out whether a port of yours can be reached from
+there.
+
+  connected   something accepted the TCP connection. It may be another device.
+  sent        three datagrams were sent by UDP; that they arrived is not known
+  echoed      the answer of --want arrived
+  refused     a reset or an ICMP error arrived
+  timeout     no reply
+
+By TCP, nothing is sent, and the connection ends after a second. With --nonce, and always
+by UDP, the only bytes that are sent are GFWD1, a space and the nonce: 16 random bytes in
+base64url, which are 22 characters. Goforward verify recognizes its own nonces.
+
+Of the flags that all commands share, probe uses --json, --source and --timeout, which is
+five seconds by default. The exit code is 7 for refused and timeout.`
+
+const probeExamples = `  goforward probe 198.51.100.7:8080
+  goforward probe [2001:db8::7]:8080 --json
+  goforward probe 198.51.100.7:27015/udp --nonce x2Hk7dVbTq0nJ5sLmA9ZgQ`
+
 const demoHelp = `Demo starts a simulated router within this process, with a simulated internet. It maps
 a port, sends data through it, restarts the router, and deletes the mapping.
 

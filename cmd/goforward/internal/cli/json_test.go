@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -25,6 +26,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/gatewaytest"
 	"github.com/natforward/goforward/gatewaytest/quirks"
+	"github.com/natforward/goforward/internal/dialback"
 	"github.com/natforward/goforward/internal/freeport"
 	"github.com/natforward/goforward/internal/gateway"
 	"github.com/natforward/goforward/reach"
@@ -190,6 +192,7 @@ var jsonRecords = []struct {
 	{errorRecord{}, []string{"`error` with `exit`"}},
 	{verifiedRecord{}, []string{"`verified`, `unreachable`"}},
 	{evidenceRecord{}, []string{"evidence"}},
+	{probeRecord{}, []string{"`probing`", "`probed`"}},
 	{versionRecord{}, []string{"`version`"}},
 	{jsonEndpoint{}, []string{"endpoint"}},
 	{protocolRecord{}, []string{"probe"}},
@@ -221,7 +224,7 @@ func jsonTypes(t reflect.Type) []string {
 	}
 	switch t.Kind() {
 	case reflect.String:
-		return []string{"string", "time", "address", "gateway", "event", "backend", "backends", "scope", "kind", "status", "verdict", "level"}
+		return []string{"string", "time", "address", "gateway", "event", "backend", "backends", "scope", "kind", "status", "verdict", "level", "outcome"}
 	case reflect.Int, reflect.Int64, reflect.Uint16:
 		return []string{"integer"}
 	case reflect.Float64:
@@ -290,6 +293,9 @@ func TestJSONValues(t *testing.T) {
 	t.Parallel()
 	p := readJSONPage(t)
 	want := map[string][]string{"backend": {gateway.Direct}, "status": {"yes", "no", "refused", "silent"}}
+	for _, o := range []dialback.Outcome{dialback.Echoed, dialback.Connected, dialback.Sent, dialback.Refused, dialback.TimedOut} {
+		want["outcome"] = append(want["outcome"], string(o))
+	}
 	for _, b := range protocols {
 		want["backend"] = append(want["backend"], b.name)
 	}
@@ -559,7 +565,7 @@ func (c *jsonChecker) run(t *testing.T, command string, wantCode int, change fun
 		}
 		last = object
 	}
-	isVerdict := last["event"] == "verified" && (wantCode == exitUnreachable || wantCode == exitNotProven)
+	isVerdict := (last["event"] == "verified" || last["event"] == "probed") && (wantCode == exitUnreachable || wantCode == exitNotProven)
 	if _, failed := last["exit"]; failed != (wantCode != exitDone && !isVerdict) || got.stdout == "" {
 		t.Errorf("%q: exit code %d, but the output is\n%s", args, got.code, got.stdout)
 	}
@@ -642,7 +648,7 @@ func TestJSON(t *testing.T) {
 	c := &jsonChecker{page: readJSONPage(t), seen: map[string]bool{}}
 	t.Run("commands", func(t *testing.T) {
 		for name, commands := range map[string]func(*testing.T, *jsonChecker){
-			"map": runJSONMap, "verify": runJSONVerify, "table": runJSONTable, "gateways": runJSONGateways, "version": runJSONVersion,
+			"map": runJSONMap, "verify": runJSONVerify, "table": runJSONTable, "gateways": runJSONGateways, "probe": runJSONProbe, "version": runJSONVersion,
 			"hold": runJSONHold, "hold name": runJSONHoldName, "watch": runJSONWatch, "watch announced": runJSONWatchAnnounced,
 		} {
 			t.Run(name, func(t *testing.T) {
@@ -742,6 +748,17 @@ func runJSONGateways(t *testing.T, c *jsonChecker) {
 	gw.Inject(gatewaytest.Fault{Drop: true, Match: func(q gatewaytest.Request) bool { return q.Service == "pcp" }})
 	c.run(t, "gateways", exitDone, nil, "gateways", "-g", gw.Addr().String(), "--backend", "natpmp,pcp", "--timeout", "1")
 	c.run(t, "gateways", exitNoGateway, hosts(nil, nil, nil), "gateways")
+}
+
+func runJSONProbe(t *testing.T, c *jsonChecker) {
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	c.run(t, "probe", exitDone, nil, "probe", ln.Addr().String())
+	c.run(t, "probe", exitUnreachable, nil, "probe", "127.0.0.1:"+unusedPort(t))
+	c.run(t, "probe", exitUsage, nil, "probe", "127.0.0.1")
 }
 
 // runJSONVersion also prints the version of a program with a revision, which a test has not.

@@ -24,8 +24,8 @@ var topics = []topic{
 	{"protocols", []string{"protocol", "pcp", "nat-pmp", "natpmp", "upnp"}, "What NAT-PMP, PCP and UPnP can do", protocolsHelp, []string{"map", "unmap", "gateways", "list"}},
 	{"vpn", nil, "How to forward a port of a VPN provider", vpnHelp, []string{"map"}},
 	{"deletion", []string{"delete"}, "Which mappings unmap deletes", deletionHelp, []string{"unmap"}},
-	{"json", nil, "The objects that --json prints", jsonHelp, []string{"map", "unmap", "list", "ip", "gateways", "watch", "verify", "version"}},
-	{"exit-codes", []string{"exit", "exit-code"}, "The exit codes", exitCodesHelp, []string{"map", "verify", "unmap", "list", "ip", "gateways", "watch", "run"}},
+	{"json", nil, "The objects that --json prints", jsonHelp, []string{"map", "unmap", "list", "ip", "gateways", "watch", "verify", "probe", "version"}},
+	{"exit-codes", []string{"exit", "exit-code"}, "The exit codes", exitCodesHelp, []string{"map", "verify", "unmap", "list", "ip", "gateways", "watch", "run", "probe"}},
 }
 
 // findTopic returns the topic with that name or alias, or nil.
@@ -279,6 +279,7 @@ event names the kind of object:
   gateways     gateway
   watch        gateway, address, restarted, announced, address_changed, exec, error
   verify       verified, for each port and measurement; also with map --verify
+  probe        probing, then probed
   version      version
 
 An object about a mapping has these fields:
@@ -324,7 +325,7 @@ const exitCodesHelp = `    0  done
     5  the port is already in use by another mapping, or unmap found a running program that
        keeps the mapping alive
     6  no reply from a gateway that was named, or that had replied before
-    7  verify, map --verify: a port is not reachable
+    7  verify, map --verify: a port is not reachable; probe: the port refused, or did not reply
     8  verify, map --verify: no fault was found, but access from the internet is not proven
   129  SIGHUP interrupted the command before the mapping was granted
   130  SIGINT, as from Ctrl-C, interrupted it
