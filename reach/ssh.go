@@ -42,16 +42,20 @@ const (
 // connections in a row are recognized in the table of sockets by their source ports, which the host
 // names. That fails if a NAT in front of the host changes them. UDP then cannot be measured.
 //
+// A gateway that admits every address to which any host of its network has sent lets the host in
+// while it keeps strangers out.
+//
 // A failure is Unreachable only if this prober reached the same external endpoint before, and
 // otherwise Unknown, like every error of ssh and of the host: what they say is quoted, but proves
 // nothing.
 func SSH(host string) Prober {
-	return &sshHost{helper: helper{name: "ssh:" + host}, host: host}
+	return &sshHost{helper: helper{name: "ssh:" + host}, host: host, timeout: sshTimeout}
 }
 
 type sshHost struct {
 	helper
-	host string
+	host    string
+	timeout time.Duration // sshTimeout
 }
 
 // Probe implements Prober.
@@ -88,7 +92,7 @@ func (s *sshHost) Probe(ctx context.Context, t Target, catcher Catcher) (Evidenc
 	defer stop()
 	c.arrivals[0] = first
 
-	bounded, cancel := context.WithTimeout(ctx, sshTimeout)
+	bounded, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	begun := time.Now()
 	run, err := startSSH(bounded, program, s.host, c.script())
@@ -260,7 +264,7 @@ func (c *sshCall) failure(run *sshRun) (said dialback.Outcome, err error) {
 	case !c.begun && run.tooMuch:
 		return "", fmt.Errorf("%s writes too much", c.name)
 	case !c.begun && run.killed:
-		return "", fmt.Errorf("%s did not begin in %v: %s", c.name, sshTimeout, quote(run.complaint()))
+		return "", fmt.Errorf("%s did not run the script in time; ssh says %s", c.name, quote(run.complaint()))
 	case !c.begun && stray == "":
 		return "", fmt.Errorf("%s cannot be used: ssh says %s", c.name, quote(run.complaint()))
 	case !c.begun:
