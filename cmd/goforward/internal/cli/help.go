@@ -190,10 +190,15 @@ may have existed before.
 Without --via, only the router is contacted: does a program listen, can the router connect to
 this host, and does it forward the port? Access from the internet needs one of these:
 
-  --via if:NAME   another interface of this host that leads to the internet, such as a modem
-                  or a VPN
-  --via phone     a URL to open on a phone without Wi-Fi. It needs a TCP port that no
-                  program uses during the measurement.
+  --via URL        a reflector: https://HOST or http://HOST:PORT of a host of yours that runs
+                   goforward reflect. Its token, if it has one, is in GOFORWARD_REFLECTOR_TOKEN.
+  --via ssh:HOST   a host with a shell; for UDP, goforward must be installed there
+  --via stun:HOST  a STUN server that supports RFC 5780; only for UDP
+  --via if:NAME    another interface of this host that leads to the internet, such as a modem
+  --via phone      a URL to open on a phone without Wi-Fi. It needs a TCP port that no
+                   program uses during the measurement.
+
+What a helper says proves nothing: only what arrives at this host counts.
 
 With --every, verify measures again and prints each change of the verdict. If a port that was
 reachable is not reachable any more, verify deletes the mapping and maps it again once. The exit
@@ -204,7 +209,8 @@ const verifyExamples = `  goforward verify 8080
   goforward verify 80:8080 443                # several ports
   goforward verify 8080 --via phone           # with a phone that does not use the Wi-Fi
   goforward verify 8080 --via if:wwan0        # through the modem of this host
-  goforward verify 8080 --via if:wwan0 --every 10m
+  goforward verify 8080 --via ssh:vps         # from a host with a shell
+  goforward verify 8080 --via https://reflector.example.net --every 10m
   goforward verify 8080 --json`
 
 const runHelp = `Run maps one or more ports, runs a command, and deletes the mappings when the command

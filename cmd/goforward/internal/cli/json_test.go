@@ -708,11 +708,15 @@ func runJSONVerify(t *testing.T, c *jsonChecker) {
 	}
 	lan := reach.Evidence{Method: "router", Protocol: backends.TCP, External: path.External, Level: reach.LevelLAN, Inferred: true, At: time.Now()}
 	udp := reach.Evidence{Method: "router", Protocol: backends.UDP, External: path.External, At: time.Now()}
+	other := path
+	other.External = netip.MustParseAddrPort("203.0.113.9:8084")
 	measure := measuring(map[uint16]reach.Result{
+		8084: {Verdict: reach.Reachable, Proven: reach.LevelInternet, Reason: "reachable", At: time.Now(), External: other.External, Evidence: []reach.Evidence{other}},
 		8081: {Verdict: reach.Reachable, Proven: reach.LevelInternet, Reason: "reachable", At: time.Now(), Evidence: []reach.Evidence{lan, path, udp}},
 		8082: {Verdict: reach.Unreachable, Reason: "not reachable", At: time.Now()},
 	})
 	c.run(t, "verify", exitDone, measure, append(at, "verify", "8081")...)
+	c.run(t, "verify", exitDone, measure, append(at, "verify", "8084")...)
 	c.run(t, "verify", exitUnreachable, measure, append(at, "verify", "8082/both")...)
 	c.run(t, "verify", exitNotProven, measure, append(at, "verify", "8083/udp")...)
 	c.run(t, "verify", exitUsage, measure, append(at, "verify", "8083/sctp")...)

@@ -18,6 +18,7 @@ type verifiedRecord struct {
 	Time     string            `json:"time"`
 	Protocol backends.Protocol `json:"protocol"`
 	External jsonEndpoint      `json:"external"`
+	Reached  jsonEndpoint      `json:"reached,omitzero"`
 	Internal jsonEndpoint      `json:"internal"`
 	Backend  string            `json:"backend"`
 	Gateway  string            `json:"gateway"`
@@ -44,7 +45,7 @@ type evidenceRecord struct {
 // verified returns the record of a result for a mapping.
 func verified(event string, m backends.Mapping, r reach.Result) verifiedRecord {
 	record := verifiedRecord{
-		Event: event, Time: jsonTime(resultTime(r)), Protocol: m.Protocol, External: jsonEndpointOf(m.External), Internal: jsonEndpointOf(m.Internal),
+		Event: event, Time: jsonTime(resultTime(r)), Protocol: m.Protocol, External: jsonEndpointOf(m.External), Reached: jsonEndpointOf(reachedAt(m, r)), Internal: jsonEndpointOf(m.Internal),
 		Backend: m.Backend, Gateway: endpointText(m.Gateway), Scope: backends.ScopeOf(m.External.Addr()),
 		Verdict: r.Verdict.String(), Proven: r.Proven.String(), Reason: libraryText(r.Reason),
 	}
@@ -67,6 +68,21 @@ func verified(event string, m backends.Mapping, r reach.Result) verifiedRecord {
 // isEvidenceFor reports whether evidence is about a mapping, and not about another one of a unit.
 func isEvidenceFor(e reach.Evidence, m backends.Mapping) bool {
 	return e.Protocol == m.Protocol && e.External.Port() == m.External.Port()
+}
+
+// reachedAt returns the endpoint at which a mapping was reached, if that is not the external endpoint of
+// the mapping: the router may not know its own address. Otherwise it returns the zero value.
+func reachedAt(m backends.Mapping, r reach.Result) netip.AddrPort {
+	for _, e := range r.Evidence {
+		if r.Verdict != reach.Reachable || e.Verdict != reach.Reachable || e.Level != reach.LevelInternet || e.Inferred || !isEvidenceFor(e, m) {
+			continue
+		}
+		if e.External == m.External {
+			break
+		}
+		return e.External
+	}
+	return netip.AddrPort{}
 }
 
 // resultTime returns the time of a result. A result that was not measured has none.
@@ -102,7 +118,11 @@ func (a *app) printVerified(c *portCheck, v *verifyFlags, changed bool) {
 	}
 	a.printEvidence(c)
 	if !a.settings.json {
-		a.resultf("%s %v\n", c.name(), c.result.Verdict)
+		name := c.name()
+		if at := reachedAt(c.mapping, c.result); at.IsValid() { // the endpoint to give to others
+			name = fmt.Sprintf("%v %s", c.mapping.Protocol, endpointText(at))
+		}
+		a.resultf("%s %v\n", name, c.result.Verdict)
 	}
 	a.messagef("%s\n", a.verdictText(c, v))
 }
@@ -149,25 +169,27 @@ func (a *app) verdictText(c *portCheck, v *verifyFlags) string {
 // usesInternet reports whether the port is measured from the internet.
 func (v *verifyFlags) usesInternet() bool { return len(v.via) > 0 }
 
-// checkAdvice returns command lines that check access from the internet. A phone needs the
-// port, so the program on it must end before.
+// checkAdvice returns a command line that checks access from the internet, and the ways to choose from.
+// A phone needs the port, so the program on it must end before. So does every way for a UDP port.
 func (a *app) checkAdvice(c *portCheck) string {
-	command := "goforward verify " + a.portArguments([]*portCheck{c})
-	path, other := "--via if:NAME", " with another uplink of this host"
-	if names := a.otherUplinks(); len(names) > 0 {
-		path, other = "--via if:"+names[0], ""
+	const afterStop = " while the program is stopped"
+	ways, condition := []string{"ssh:HOST", "the URL of a reflector"}, ""
+	if names := a.otherUplinks(); len(names) > 0 && c.mapping.External != c.mapping.Internal { // else it is a pinhole, or a host with a public address
+		ways = slices.Insert(ways, 0, viaInterface+":"+names[0])
 	}
-	switch {
-	case c.mapping.External == c.mapping.Internal && c.mapping.Protocol == backends.TCP: // a pinhole, or a host with a public address
-		return command + " --via phone" + map[bool]string{false: " while the program is stopped"}[hasNoProgram(c.result)]
-	case c.mapping.External == c.mapping.Internal:
-		return "from another host"
+	switch isFree := hasNoProgram(c.result); {
 	case c.mapping.Protocol != backends.TCP:
-		return command + " " + path + other
-	case hasNoProgram(c.result):
-		return command + " --via phone, or " + path + other
+		ways = slices.Insert(ways, 0, "stun:HOST")
+		if !isFree {
+			condition = afterStop
+		}
+	case isFree:
+		ways = slices.Insert(ways, 0, viaPhone)
+	default:
+		ways = append(ways, viaPhone+afterStop)
 	}
-	return command + " " + path + other + ", or --via phone while the program is stopped"
+	last := len(ways) - 1
+	return fmt.Sprintf("goforward verify %s --via %s, or %s%s", a.portArguments([]*portCheck{c}), strings.Join(ways[:last], ", "), ways[last], condition)
 }
 
 // portArguments returns the arguments of verify and unmap for ports, with the flags that select

@@ -17,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/spf13/cobra"
 	"rsc.io/qr"
 
 	"github.com/natforward/goforward/backends"
@@ -129,6 +130,10 @@ func TestVerifyInterrupted(t *testing.T) {
 func TestVerdictText(t *testing.T) {
 	t.Parallel()
 	uplinks := []discover.Gateway{{Interface: "wwan0"}, {Interface: "eth0"}}
+	const notChecked = "Access from the internet was not checked: goforward verify 8080"
+	free := upToRouter
+	free.Evidence = []reach.Evidence{notListening}
+	reflector := []via{{viaReflector, "https://example.net"}}
 	for name, tt := range map[string]struct {
 		protocol backends.Protocol
 		uplinks  []discover.Gateway
@@ -136,15 +141,17 @@ func TestVerdictText(t *testing.T) {
 		result   reach.Result
 		want     string
 	}{
-		"router":            {backends.TCP, uplinks, nil, upToRouter, "Proven up to your router. Access from the internet was not checked: goforward verify 8080 --via if:wwan0, or --via phone while the program is stopped"},
-		"only one uplink":   {backends.TCP, uplinks[1:], nil, upToRouter, "Proven up to your router. Access from the internet was not checked: goforward verify 8080 --via if:NAME with another uplink of this host, or --via phone while the program is stopped"},
-		"UDP":               {backends.UDP, uplinks[1:], nil, upToRouter, "Proven up to your router. Access from the internet was not checked: goforward verify 8080/udp --via if:NAME with another uplink of this host"},
-		"firewall":          {backends.TCP, uplinks, nil, reach.Result{Proven: reach.LevelLAN}, "Proven from your router to this host. Access from the internet was not checked: goforward verify 8080 --via if:wwan0, or --via phone while the program is stopped"},
-		"listening":         {backends.TCP, uplinks, nil, reach.Result{Proven: reach.LevelListening}, "Proven only that a program listens. Access from the internet was not checked: goforward verify 8080 --via if:wwan0, or --via phone while the program is stopped"},
-		"no program":        {backends.TCP, uplinks, nil, withoutServer, "No program on this host listens on tcp port 8080. Access from the internet was not checked: goforward verify 8080 --via phone, or --via if:wwan0"},
+		"router":            {backends.TCP, uplinks, nil, upToRouter, "Proven up to your router. " + notChecked + " --via if:wwan0, ssh:HOST, the URL of a reflector, or phone while the program is stopped"},
+		"only one uplink":   {backends.TCP, uplinks[1:], nil, upToRouter, "Proven up to your router. " + notChecked + " --via ssh:HOST, the URL of a reflector, or phone while the program is stopped"},
+		"UDP":               {backends.UDP, uplinks[1:], nil, upToRouter, "Proven up to your router. " + notChecked + "/udp --via stun:HOST, ssh:HOST, or the URL of a reflector while the program is stopped"},
+		"UDP, no program":   {backends.UDP, uplinks, nil, free, "Proven up to your router. " + notChecked + "/udp --via stun:HOST, if:wwan0, ssh:HOST, or the URL of a reflector"},
+		"firewall":          {backends.TCP, uplinks[1:], nil, reach.Result{Proven: reach.LevelLAN}, "Proven from your router to this host. " + notChecked + " --via ssh:HOST, the URL of a reflector, or phone while the program is stopped"},
+		"listening":         {backends.TCP, uplinks[1:], nil, reach.Result{Proven: reach.LevelListening}, "Proven only that a program listens. " + notChecked + " --via ssh:HOST, the URL of a reflector, or phone while the program is stopped"},
+		"no program":        {backends.TCP, uplinks, nil, withoutServer, "No program on this host listens on tcp port 8080. " + notChecked + " --via phone, if:wwan0, ssh:HOST, or the URL of a reflector"},
 		"reachable":         {backends.TCP, uplinks, nil, fromInternet, "Reachable from the internet."},
 		"unreachable, path": {backends.TCP, uplinks, []via{{viaInterface, "wwan0"}}, notForwarded, "A connection through wwan0 did not arrive."},
 		"unknown, path":     {backends.TCP, uplinks, []via{{viaInterface, "wwan0"}}, upToRouter, "The router forwards the port."},
+		"unknown, helper":   {backends.TCP, uplinks, reflector, upToRouter, "The router forwards the port."},
 	} {
 		a := newApp(io.Discard, io.Discard)
 		a.currentRoute = func(*settings) route { return route{iface: "eth0"} }
@@ -302,21 +309,42 @@ func TestRepairPermanent(t *testing.T) {
 // TestVia checks the values of --via.
 func TestVia(t *testing.T) {
 	t.Parallel()
-	for text, want := range map[string]via{"phone": {"phone", ""}, "Phone": {"phone", ""}, "if:wwan0": {"if", "wwan0"}, "if:eth0:1": {"if", "eth0:1"}} {
-		if all, err := new(verifyFlags).addVia(text); err != nil || !slices.Equal(all, []via{want}) {
+	for text, want := range map[string]via{
+		"phone": {viaPhone, ""}, "Phone": {viaPhone, ""}, "if:wwan0": {viaInterface, "wwan0"}, "if:eth0:1": {viaInterface, "eth0:1"},
+		"https://example.net": {viaReflector, "https://example.net"}, "HTTP://example.net:8099/": {viaReflector, "http://example.net:8099"},
+		"https://example.net/goforward//": {viaReflector, "https://example.net/goforward"}, "http://[2001:db8::1]:80": {viaReflector, "http://[2001:db8::1]:80"},
+		"ssh:example.net": {viaSSH, "example.net"}, "SSH:me@my_vps": {viaSSH, "me@my_vps"}, "ssh:me@2001:db8::1": {viaSSH, "me@2001:db8::1"},
+		"stun:example.net": {viaSTUN, "example.net"}, "stun:192.0.2.1:3479": {viaSTUN, "192.0.2.1:3479"}, "stun:[2001:db8::1]": {viaSTUN, "[2001:db8::1]"}, "stun:[2001:db8::1]:3478": {viaSTUN, "[2001:db8::1]:3478"},
+	} {
+		all, err := new(verifyFlags).addVia(text)
+		if err != nil || !slices.Equal(all, []via{want}) {
+			t.Errorf("%q: %v, %v, want %v", text, all, err, want)
+		}
+		if again, err := parseVia(want.String()); err != nil || again != want {
+			t.Errorf("%q again: %v, %v", want, again, err)
+		}
+	}
+	for text, want := range map[string]error{
+		"": errVia, "if": errVia, "if:": errVia, "phone:": errVia, "phone:x": errVia, "wwan0": errVia, "router": errVia, "example.net": errVia, "ssh": errVia, "stun": errVia, "ftp://example.net": errVia, "stuns:example.net": errVia,
+		"https:": errReflector, "https://": errReflector, "http:example.net": errReflector, "https://:80": errReflector, "https://-host": errReflector, "https://example.net?x": errReflector, "https://example.net?": errReflector,
+		"https://example.net/#x": errReflector, "https://example.net:99999": errReflector, "https://example.net:0": errReflector, "https://a b": errReflector, "https://example.net:x": errReflector,
+		"ssh:": errSSH, "ssh:-oProxyCommand=x": errSSH, "ssh:me@-oProxyCommand=x": errSSH, "ssh:-l@host": errSSH, "ssh:host:22": errSSH, "ssh:a b": errSSH, "ssh://host": errSSH, "ssh:me@": errSSH, "ssh:@host": errSSH, "ssh:$(x)@host": errSSH, "ssh:host;x": errSSH,
+		"stun:": errSTUN, "stun::3478": errSTUN, "stun:-host": errSTUN, "stun:host:": errSTUN, "stun:host:0": errSTUN, "stun:host:99999": errSTUN, "stun://host": errSTUN, "stun:2001:db8::1": errSTUN,
+	} {
+		if all, err := new(verifyFlags).addVia(text); !errors.Is(err, want) {
 			t.Errorf("%q: %v, %v, want %v", text, all, err, want)
 		}
 	}
-	for _, text := range []string{"", "if", "if:", "phone:", "phone:x", "wwan0", "ssh:host", "https://example.net", "router"} {
-		if all, err := new(verifyFlags).addVia(text); err == nil || !strings.Contains(err.Error(), "if:NAME") || !strings.Contains(err.Error(), "phone") {
-			t.Errorf("%q: %v, %v, want an error that lists the valid values", text, all, err)
+	for _, kind := range []string{"https://HOST", "http://HOST", "ssh:HOST", "stun:HOST", "if:NAME", "phone"} {
+		if !strings.Contains(errVia.Error(), kind) {
+			t.Errorf("%q does not list %s", errVia, kind)
 		}
 	}
 	v := verifyFlags{}
-	for _, text := range []string{"phone", "if:a", "phone", "if:b"} {
+	for _, text := range []string{"phone", "if:a", "phone", "if:b", "ssh:c", "stun:d", "http://e/", "http://e"} {
 		v.via, _ = v.addVia(text)
 	}
-	if len(v.via) != 3 {
+	if len(v.via) != 6 {
 		t.Errorf("several: %v", v.via)
 	}
 	a := newApp(io.Discard, io.Discard)
@@ -324,8 +352,46 @@ func TestVia(t *testing.T) {
 	for _, p := range a.newProbers(&v) {
 		names = append(names, p.Name())
 	}
-	if got := strings.Join(names, " "); got != "router hairpin phone path:a path:b" {
+	if got := strings.Join(names, " "); !strings.HasPrefix(got, "router hairpin phone path:a path:b ssh:c stun:d ") || len(names) != 8 {
 		t.Errorf("probers %q", got)
+	}
+}
+
+// TestViaToken checks that a URL with a secret is refused without a copy of the secret, and that a
+// token that is sent without encryption is reported.
+func TestViaToken(t *testing.T) {
+	got := run(t, nil, "verify", "8080", "--via", "https://me:Geheimnis@example.net", "--json")
+	if want := "goforward: --via: the URL of a reflector has no user name and no password\n  → put the token of the reflector into the environment variable GOFORWARD_REFLECTOR_TOKEN\n"; got.code != exitUsage || got.stderr != want || strings.Contains(got.stdout, "Geheimnis") {
+		t.Errorf("exit code %d, %q, %q", got.code, got.stderr, got.stdout)
+	}
+	var stderr bytes.Buffer
+	a := newApp(io.Discard, &stderr)
+	for _, token := range []string{"", " Geheimnis\n"} {
+		t.Setenv(tokenVariable, token)
+		if got := reflectorToken(); got != strings.TrimSpace(token) {
+			t.Errorf("token %q: %q", token, got)
+		}
+		if err := a.checkVia([]via{{viaReflector, "https://example.net"}, {viaReflector, "http://example.net"}}); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := stderr.String(); got != "--via http://example.net: the token is sent without encryption.\n" {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestCompleteVia checks the completion of --via: no space follows a value that is not complete.
+func TestCompleteVia(t *testing.T) {
+	t.Parallel()
+	for prefix, want := range map[string]struct {
+		values string
+		space  bool
+	}{"p": {"phone", true}, "ss": {"ssh:", false}, "st": {"stun:", false}, "h": {"https:// http://", false}, "": {"phone ssh: stun: https:// http://", true}} {
+		values, directive := completeVia(nil, nil, prefix)
+		values = slices.DeleteFunc(values, func(s string) bool { return strings.HasPrefix(s, "if:") })
+		if got := strings.Join(values, " "); got != want.values || (directive&cobra.ShellCompDirectiveNoSpace == 0) != want.space {
+			t.Errorf("%q: %q, directive %b", prefix, got, directive)
+		}
 	}
 }
 
@@ -386,6 +452,41 @@ func TestShowURL(t *testing.T) {
 				if got, drawn := light[[2]int{x, y}]; !drawn || got == code.Black(x, y) || isBorder && !got {
 					t.Fatalf("color %v: module %d, %d: light %v, drawn %v", color, x, y, got, drawn)
 				}
+			}
+		}
+	}
+}
+
+// TestReachedElsewhere checks that verify prints the endpoint at which a port was reached, and not the
+// one that the router reports, in a line and in JSON.
+func TestReachedElsewhere(t *testing.T) {
+	t.Parallel()
+	m := backends.Mapping{Protocol: backends.TCP, External: netip.MustParseAddrPort("192.168.9.2:8080"), Internal: netip.MustParseAddrPort("192.168.1.7:8080")}
+	same, elsewhere := fromInternet, fromInternet
+	proof := reach.Evidence{Method: "ssh:host", Protocol: backends.TCP, External: m.External, Verdict: reach.Reachable, Level: reach.LevelInternet}
+	same.Evidence, same.External = []reach.Evidence{listening, proof}, proof.External
+	proof.External = netip.MustParseAddrPort("203.0.113.9:8080")
+	elsewhere.Evidence, elsewhere.External = []reach.Evidence{listening, proof}, proof.External
+	unknown := upToRouter
+	proof.Inferred = true
+	unknown.Evidence = []reach.Evidence{proof}
+	for _, tt := range []struct {
+		result  reach.Result
+		line    string
+		reached string
+	}{
+		{same, "tcp 192.168.9.2:8080 reachable\n", ""},
+		{elsewhere, "tcp 203.0.113.9:8080 reachable\n", `"reached":{"ip":"203.0.113.9","port":8080},`},
+		{unknown, "tcp 192.168.9.2:8080 unknown\n", ""},
+	} {
+		for _, json := range []bool{false, true} {
+			var stdout bytes.Buffer
+			a := newApp(&stdout, io.Discard)
+			a.settings.json = json
+			a.printVerified(&portCheck{spec: &spec{}, mapping: m, result: tt.result}, &verifyFlags{via: []via{{viaSSH, "host"}}}, true)
+			got := stdout.String()
+			if !json && got != tt.line || json && (!strings.Contains(got, `"external":{"ip":"192.168.9.2","port":8080},`+tt.reached+`"internal":`) || !strings.HasSuffix(got, "\n")) {
+				t.Errorf("%v: %s", tt.result.Verdict, got)
 			}
 		}
 	}

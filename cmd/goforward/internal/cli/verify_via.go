@@ -1,9 +1,13 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"net/url"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -12,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"rsc.io/qr"
 
+	"github.com/natforward/goforward/internal/lazyregexp"
 	"github.com/natforward/goforward/reach"
 )
 
@@ -32,8 +37,8 @@ type verifyFlags struct {
 // register adds the flags to verify.
 func (v *verifyFlags) register(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.Var(&flagValue[[]via]{target: &v.via, typeName: "if:NAME|phone", parse: v.addVia}, "via",
-		"connect from the internet: through this other interface, or with a phone; may be repeated")
+	f.Var(&flagValue[[]via]{target: &v.via, typeName: "VIA", parse: v.addVia}, "via",
+		"connect from the internet: URL of a reflector, ssh:HOST, stun:HOST, if:NAME or phone; may be repeated")
 	v.registerEvery(cmd, "measure again in this interval, until Ctrl-C; at least 10 s")
 	f.BoolVar(&v.noRepair, "no-repair", false, "with --every, do not map a port again that is not reachable any more")
 	f.BoolVar(&v.qr, "qr", false, "draw the QR code for the phone, also if stderr is no terminal")
@@ -49,7 +54,7 @@ func (v *verifyFlags) registerForMap(cmd *cobra.Command) {
 			return v.via, nil
 		}
 		return v.addVia(s)
-	}}, "verify", "measure whether the port is reachable, also by if:NAME or phone")
+	}}, "verify", "measure whether the port is reachable, also by a VIA of verify")
 	f.Lookup("verify").NoOptDefVal = viaRouter
 	v.registerEvery(cmd, "with --hold --verify, measure again in this interval; at least 10 s")
 	_ = cmd.RegisterFlagCompletionFunc("verify", completeVia)
@@ -76,26 +81,46 @@ func parseInterval(s string) (time.Duration, error) {
 
 // The kinds of --via. viaRouter is the value of map --verify without a way: it adds none.
 const (
+	viaReflector = "reflector"
+	viaSSH       = "ssh"
+	viaSTUN      = "stun"
 	viaInterface = "if"
 	viaPhone     = "phone"
 	viaRouter    = "router"
 )
 
-// via is a way to connect from the internet: a kind, and what follows its colon.
+// via is a way to connect from the internet: a kind, and what follows its colon. For a reflector, rest
+// is the whole URL.
 type via struct{ kind, rest string }
 
-// errVia lists the valid values of --via.
-var errVia = errors.New("want if:NAME, with the name of another interface of this host that leads to the internet, or phone")
+// String returns the value of --via.
+func (v via) String() string {
+	switch v.kind {
+	case viaPhone:
+		return v.kind
+	case viaReflector:
+		return v.rest
+	}
+	return v.kind + ":" + v.rest
+}
+
+// tokenVariable is the environment variable that has the token of the reflectors. A token in a URL
+// would be visible in the list of processes.
+const tokenVariable = "GOFORWARD_REFLECTOR_TOKEN"
+
+// The errors of --via. errVia lists the valid values.
+var (
+	errVia       = errors.New("want https://HOST or http://HOST of a reflector, ssh:HOST, stun:HOST, if:NAME with the name of another interface of this host, or phone")
+	errReflector = errors.New("want the URL of a reflector, as in https://HOST or http://HOST:PORT, with no query")
+	errSSH       = errors.New("want ssh:HOST or ssh:USER@HOST; for another port, add the host to the configuration of ssh")
+	errSTUN      = errors.New("want stun:HOST or stun:HOST:PORT")
+)
 
 // addVia returns the ways with one more.
 func (v *verifyFlags) addVia(s string) ([]via, error) {
-	kind, rest, hasRest := strings.Cut(s, ":")
-	one := via{strings.ToLower(kind), rest}
-	switch {
-	case one.kind == viaPhone && !hasRest:
-	case one.kind == viaInterface && rest != "":
-	default:
-		return nil, errVia
+	one, err := parseVia(s)
+	if err != nil {
+		return nil, err
 	}
 	if slices.Contains(v.via, one) {
 		return v.via, nil
@@ -103,31 +128,122 @@ func (v *verifyFlags) addVia(s string) ([]via, error) {
 	return append(slices.Clone(v.via), one), nil
 }
 
-// checkVia returns an error if --via names an interface that is not another uplink of this host.
-func (a *app) checkVia(all []via) error {
-	for _, one := range all {
-		if one.kind != viaInterface {
-			continue
-		}
-		ifi, err := net.InterfaceByName(one.rest)
-		text := "no such interface"
-		switch {
-		case err != nil:
-		case ifi.Flags&net.FlagLoopback != 0:
-			text = "it does not lead to the internet"
-		case one.rest == a.currentRoute(&a.settings).iface:
-			text = "it leads to the gateway itself"
-		default:
-			continue
-		}
-		advice := "this host has no other interface with a default route"
-		if names := a.otherUplinks(); len(names) > 0 {
-			advice = "other interfaces with a default route: " + joinNames(names)
-		}
-		return &usageError{text: fmt.Sprintf("--via if:%s: %s", one.rest, text), advice: advice}
+// parseVia reads a value of --via.
+func parseVia(s string) (via, error) {
+	kind, rest, hasRest := strings.Cut(s, ":")
+	switch kind = strings.ToLower(kind); {
+	case kind == viaPhone && !hasRest:
+		return via{kind, ""}, nil
+	case kind == viaInterface && rest != "":
+		return via{kind, rest}, nil
+	case (kind == "http" || kind == "https") && hasRest:
+		base, err := parseReflector(s)
+		return via{viaReflector, base}, err
+	case kind == viaSSH && hasRest:
+		return via{kind, rest}, checkDestination(rest)
+	case kind == viaSTUN && hasRest:
+		return via{kind, rest}, checkServer(rest)
+	}
+	return via{}, errVia
+}
+
+// parseReflector reads the URL of a reflector. It removes slashes at the end.
+func parseReflector(s string) (string, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || u.Opaque != "" || !isHost(u.Hostname()) || !isPortOrEmpty(u.Port()) {
+		return "", errReflector
+	}
+	u.Path = strings.TrimRight(u.Path, "/")
+	u.RawPath = strings.TrimRight(u.RawPath, "/")
+	return u.String(), nil
+}
+
+var (
+	hostName = lazyregexp.New(`^[\p{L}\p{N}_][\p{L}\p{N}_.-]*$`)
+	userName = lazyregexp.New(`^[\p{L}\p{N}_][\p{L}\p{N}_.+-]*$`)
+)
+
+// isHost reports whether a text is an IP address or can be a host name. A host name does not begin
+// with "-": ssh would read an option.
+func isHost(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return err == nil || hostName().MatchString(s)
+}
+
+// isPortOrEmpty reports whether a text is the number of a port, or empty.
+func isPortOrEmpty(s string) bool {
+	at, err := netip.ParseAddrPort("127.0.0.1:" + cmp.Or(s, "1"))
+	return err == nil && at.Port() != 0
+}
+
+// checkDestination returns an error if ssh cannot connect to a text as HOST or USER@HOST.
+func checkDestination(s string) error {
+	user, host, hasUser := strings.Cut(s, "@")
+	if !hasUser {
+		host = s
+	}
+	if hasUser && !userName().MatchString(user) || !isHost(host) {
+		return errSSH
 	}
 	return nil
 }
+
+// checkServer returns an error if a text is not HOST or HOST:PORT, with an IPv6 address in brackets.
+func checkServer(s string) error {
+	host, port, err := net.SplitHostPort(s)
+	if err != nil { // without a port
+		host, port, err = net.SplitHostPort(s + ":1")
+	}
+	if err != nil || port == "" || !isHost(host) || !isPortOrEmpty(port) {
+		return errSTUN
+	}
+	return nil
+}
+
+// checkVia returns an error if a way cannot be used: an interface that is not another uplink of this
+// host, or a URL with a secret.
+func (a *app) checkVia(all []via) error {
+	for _, one := range all {
+		switch one.kind {
+		case viaInterface:
+			if err := a.checkUplink(one.rest); err != nil {
+				return err
+			}
+		case viaReflector:
+			u, err := url.Parse(one.rest)
+			if err != nil || u.User != nil {
+				return &usageError{text: "--via: the URL of a reflector has no user name and no password", advice: "put the token of the reflector into the environment variable " + tokenVariable}
+			}
+			if u.Scheme == "http" && reflectorToken() != "" {
+				a.messagef("--via %s: the token is sent without encryption.\n", one.rest)
+			}
+		}
+	}
+	return nil
+}
+
+// checkUplink returns an error if an interface is not another uplink of this host.
+func (a *app) checkUplink(name string) error {
+	ifi, err := net.InterfaceByName(name)
+	text := "no such interface"
+	switch {
+	case err != nil:
+	case ifi.Flags&net.FlagLoopback != 0:
+		text = "it does not lead to the internet"
+	case name == a.currentRoute(&a.settings).iface:
+		text = "it leads to the gateway itself"
+	default:
+		return nil
+	}
+	advice := "this host has no other interface with a default route"
+	if names := a.otherUplinks(); len(names) > 0 {
+		advice = "other interfaces with a default route: " + joinNames(names)
+	}
+	return &usageError{text: fmt.Sprintf("--via if:%s: %s", name, text), advice: advice}
+}
+
+// reflectorToken returns the token of the reflectors, or "".
+func reflectorToken() string { return strings.TrimSpace(os.Getenv(tokenVariable)) }
 
 // otherUplinks returns the names of the interfaces that have a default route, except the one that
 // leads to the gateway.
@@ -142,10 +258,17 @@ func (a *app) otherUplinks() (names []string) {
 	return names
 }
 
-// newProbers returns what measures: the router, and what --via names.
+// newProbers returns what measures: the router, and what --via names. A prober remembers what it
+// has reached, so newProbers is called once for all measurements.
 func (a *app) newProbers(v *verifyFlags) (all []reach.Prober) {
 	for _, one := range v.via {
 		switch one.kind {
+		case viaReflector:
+			all = append(all, reach.Reflector(one.rest, reach.WithToken(reflectorToken())))
+		case viaSSH:
+			all = append(all, reach.SSH(one.rest))
+		case viaSTUN:
+			all = append(all, reach.STUN(one.rest))
 		case viaInterface:
 			all = append(all, reach.Path(one.rest))
 		case viaPhone:
@@ -200,11 +323,20 @@ func drawQR(code *qr.Code, color bool) string {
 }
 
 // completeVia completes the values of --via.
-func completeVia(cmd *cobra.Command, args []string, prefix string) (values []cobra.Completion, _ cobra.ShellCompDirective) {
-	values = append(values, viaPhone)
+func completeVia(cmd *cobra.Command, args []string, prefix string) (values []cobra.Completion, directive cobra.ShellCompDirective) {
+	all := []string{viaPhone, viaSSH + ":", viaSTUN + ":", "https://", "http://"}
 	names, _ := completeInterfaces(cmd, args, prefix)
 	for _, name := range names {
-		values = append(values, viaInterface+":"+name)
+		all = append(all, viaInterface+":"+name)
 	}
-	return values, cobra.ShellCompDirectiveNoFileComp
+	directive = cobra.ShellCompDirectiveNoFileComp
+	for _, value := range all {
+		if strings.HasPrefix(value, prefix) {
+			values = append(values, value)
+		}
+	}
+	if len(values) > 0 && !slices.ContainsFunc(values, func(s string) bool { return !strings.HasSuffix(s, ":") && !strings.HasSuffix(s, "/") }) {
+		directive |= cobra.ShellCompDirectiveNoSpace // the host is still to be typed
+	}
+	return values, directive
 }
