@@ -65,7 +65,7 @@ func (h *helper) missed(t Target, e Evidence, at netip.Addr, said string) (Evide
 	external := netip.AddrPortFrom(at, t.External.Port())
 	switch reached := h.has(t.Protocol, external); {
 	case !reached && at != t.External.Addr().Unmap():
-		return e, fmt.Errorf("nothing arrived: %s says %s; it sees this host at %v, and the router reports another external address", h.name, said, at)
+		return e, fmt.Errorf("nothing arrived: %s says %s; it sees this host at %v, and the router reports %s as its external address", h.name, said, at, addressText(t.External.Addr()))
 	case !reached:
 		return e, fmt.Errorf("nothing arrived: %s says %s; it has not reached %v before, so it may be unable to", h.name, said, external)
 	}
@@ -74,8 +74,16 @@ func (h *helper) missed(t Target, e Evidence, at netip.Addr, said string) (Evide
 	return e, nil
 }
 
+// addressText returns an external address, or "none" if the gateway does not report it.
+func addressText(a netip.Addr) string {
+	if !a.IsValid() {
+		return "none"
+	}
+	return a.String()
+}
+
 // errNoAddress means that a helper has no address of the family of a target.
-var errNoAddress = errors.New("no address of this family")
+var errNoAddress = errors.New("no address of the family of the mapping")
 
 // dialHelper connects to a helper, from the address and through the interface of the mapping, so that the
 // helper sees the external address of the mapping. The source port is another one than the internal

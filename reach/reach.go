@@ -73,7 +73,7 @@ type Evidence struct {
 	// Method is the name of the prober, such as "router" or "path:wwan0", or "listening" or
 	// "visit".
 	Method string
-	// Protocol and External are the port that was measured. Its address differs from that of the
+	// Protocol and External are the port that was measured. Its address is not the one of the
 	// Target if a helper saw another one, and the gateway's is not public or not known.
 	Protocol backends.Protocol
 	External netip.AddrPort

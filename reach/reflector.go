@@ -24,7 +24,7 @@ const (
 	// reflectorTimeout is how long one measurement by a reflector takes at most. The reflector
 	// itself spends five seconds on a port that does not answer.
 	reflectorTimeout = 10 * time.Second
-	// maxReply is the size of a reply that is read, in bytes, and maxLine that of a line.
+	// maxReply is the number of bytes of a reply that are read, and maxLine the number in one line.
 	maxReply, maxLine = 64 << 10, 4 << 10
 	// maxQuote is the number of bytes of a helper's text that are quoted.
 	maxQuote = 200
@@ -42,7 +42,7 @@ const (
 // measured.
 //
 // A failure is Unreachable only if this prober reached the same external endpoint before, and
-// otherwise Unknown, like every error of the reflector: what it says is quoted, but proves nothing.
+// otherwise Unknown, like every error of the reflector: its words are quoted, but prove nothing.
 //
 // Evidence.External is the address that the reflector sees, which counts if the gateway's is not
 // public or not known. If the gateway reports another public address, the Verdict is Unknown.
@@ -199,7 +199,7 @@ func (r *reflector) silent(t Target, e Evidence, m *reflection, err error) (Evid
 	case result.Result == "" || !announced.Address.IsValid():
 		return e, fmt.Errorf("%s did not complete its reply", r.name)
 	case between < shortestSilence: // a connection was not recognized if it arrived before the announcement
-		return e, fmt.Errorf("%s or a proxy in front of it held back from where it connects until the end of its reply", r.name)
+		return e, fmt.Errorf("%s or a proxy in front of it announced the source of its connection only at the end of its reply", r.name)
 	case result.Result == dialback.Failed:
 		return e, fmt.Errorf("%s says that it cannot connect: %s", r.name, quote(result.Error))
 	case result.Result == dialback.Echoed:
@@ -233,10 +233,8 @@ func (r *reflector) ask(ctx context.Context, m *reflection, endpoint string, pro
 	client := http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	response, err := client.Do(request)
 	switch {
-	case errors.Is(err, errNoAddress):
-		return fmt.Errorf("%s has no address of the same family as the mapping: %w", r.name, err)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%s does not answer: %w", r.name, err)
+		return fmt.Errorf("%s does not answer: %w", r.name, unwrapURL(err))
 	case err != nil:
 		return fmt.Errorf("%s cannot be asked: %w", r.name, unwrapURL(err))
 	}

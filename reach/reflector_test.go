@@ -78,12 +78,12 @@ func done(result string) string {
 }
 
 const (
-	reflectorAt   = "8.8.8.8:40122" // from where it connects
+	reflectorAt   = "8.8.8.8:40122" // the source of its connection
 	testExternal  = "45.45.45.1"    // of testTarget
 	otherExternal = "45.45.45.9"
 )
 
-// TestReflector checks what counts, whatever a reflector says.
+// TestReflector checks that only arrivals count, not the words of a reflector.
 func TestReflector(t *testing.T) {
 	private := testTarget
 	private.External = netip.MustParseAddrPort("10.1.2.3:8080")
@@ -109,9 +109,9 @@ func TestReflector(t *testing.T) {
 		"arrival from an unnamed host": {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, after: []string{done("echoed")}, silence: 100 * time.Millisecond}, arrives: "9.9.9.9:40122", text: `says "echoed", but nothing arrived`},
 		"arrival from the LAN":         {f: fakeReflector{before: []string{dialing(testExternal, "192.168.77.9:1")}, after: []string{done("echoed")}, silence: 100 * time.Millisecond}, arrives: "192.168.77.9:1", text: "not an address of the internet"},
 		"arrival from our own address": {f: fakeReflector{before: []string{dialing(otherExternal, otherExternal+":1")}}, target: &private, arrives: otherExternal + ":1", text: "not an address of the internet"},
-		"arrival, announced too late":  {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, heldBack: true, after: []string{done("silent")}}, arrives: reflectorAt, text: "held back"},
+		"arrival, announced too late":  {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, heldBack: true, after: []string{done("silent")}}, arrives: reflectorAt, text: "only at the end"},
 		"it lies: echoed":              {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, after: []string{done("echoed")}, silence: 100 * time.Millisecond}, text: `says "echoed", but nothing arrived`},
-		"it lies: silent":              {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, after: []string{done("silent")}}, text: "held back"},
+		"it lies: silent":              {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, after: []string{done("silent")}}, text: "only at the end"},
 		"silent":                       {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, after: []string{done("silent")}, silence: 5 * time.Second}, text: `says "silent"; it has not reached 45.45.45.1:8080 before`},
 		"silent at another address":    {f: fakeReflector{before: []string{dialing(otherExternal, reflectorAt)}, after: []string{done("silent")}, silence: 5 * time.Second}, text: "it sees this host at 45.45.45.9"},
 		"refused, with the token":      {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, after: []string{done("refused")}, silence: time.Second}, text: `says "refused"; it has not`},
@@ -119,7 +119,7 @@ func TestReflector(t *testing.T) {
 		"failed, with the token":       {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, after: []string{`{"state":"done","protocol":"tcp","port":8080,"result":"failed","error":"no route\u001b"}`}, silence: time.Second}, text: `cannot connect: "no route\x1b"`},
 		"no answer to the request":     {f: fakeReflector{err: context.DeadlineExceeded}, text: "does not answer"},
 		"away":                         {f: fakeReflector{err: errors.New("connection refused")}, text: "cannot be asked: connection refused"},
-		"no IPv4 address":              {f: fakeReflector{err: errNoAddress}, text: "no address of the same family"},
+		"no IPv4 address":              {f: fakeReflector{err: errNoAddress}, text: "no address of the family"},
 		"nothing at all":               {f: fakeReflector{}, text: "did not complete its reply"},
 		"only an announcement":         {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}}, text: "did not complete its reply"},
 		"only a result":                {f: fakeReflector{after: []string{done("echoed")}, silence: 100 * time.Millisecond}, text: "did not complete its reply"},
@@ -133,7 +133,7 @@ func TestReflector(t *testing.T) {
 		"table: the announced source":  {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}}, owner: OwnerOther, arrives: reflectorAt, verdict: Reachable, external: "45.45.45.1:8080"},
 		"table: another port":          {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, after: []string{done("silent")}, silence: 5 * time.Second}, owner: OwnerOther, arrives: "8.8.8.8:9", text: `says "silent"`},
 		"table: reflector in a NAT":    {f: fakeReflector{before: []string{dialing(testExternal, "10.9.9.9:40122")}, after: []string{done("silent")}, silence: 5 * time.Second}, owner: OwnerOther, arrives: "8.8.8.8:40122", text: `says "silent"`},
-		"table: announced too late":    {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, heldBack: true, after: []string{done("silent")}}, owner: OwnerOther, arrives: reflectorAt, text: "held back"},
+		"table: announced too late":    {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, heldBack: true, after: []string{done("silent")}}, owner: OwnerOther, arrives: reflectorAt, text: "only at the end"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

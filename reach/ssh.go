@@ -46,7 +46,7 @@ const (
 // while it keeps strangers out.
 //
 // A failure is Unreachable only if this prober reached the same external endpoint before, and
-// otherwise Unknown, like every error of ssh and of the host: what they say is quoted, but proves
+// otherwise Unknown, like every error of ssh and of the host: their words are quoted, but prove
 // nothing.
 func SSH(host string) Prober {
 	return &sshHost{helper: helper{name: "ssh:" + host}, host: host, timeout: sshTimeout}
