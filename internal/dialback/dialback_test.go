@@ -263,8 +263,8 @@ func TestInvalid(t *testing.T) {
 	}
 }
 
-// TestCancel checks that a call ends at once with its context, at any point, and reports no
-// outcome then.
+// TestCancel checks that a call ends at once with its context, at any point, and does not report
+// an outcome that was not observed.
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	tcp, _ := tcpServer(t, "tcp4", func(c net.Conn) { readAll(c) })
