@@ -138,7 +138,7 @@ func (a *app) root() *cobra.Command {
 	root.Flags().BoolVar(&showVersion, "version", false, "print the version")
 	a.settings.register(root, a.protocols)
 	root.AddCommand(a.mapCommand(), a.verifyCommand(), a.unmapCommand(), a.listCommand(), a.ipCommand(), a.gatewaysCommand(),
-		a.watchCommand(), a.runCommand(), a.probeCommand(), a.demoCommand(), a.versionCommand())
+		a.watchCommand(), a.runCommand(), a.probeCommand(), a.reflectCommand(), a.demoCommand(), a.versionCommand())
 	root.SetHelpCommand(a.helpCommand(root))
 	root.InitDefaultHelpCmd()
 	root.SetUsageFunc(printUsage)

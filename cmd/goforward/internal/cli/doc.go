@@ -45,6 +45,7 @@
 //   - list.go, ip.go, gateways.go, probe.go, demo.go, version.go: the commands of these names
 //   - watch.go and watch_output.go: watch, and its output
 //   - watch_exec.go: the command of watch --exec
+//   - reflect.go and certificate.go: reflect, and its certificate
 //
 // To find the code that prints a lost mapping, start at heldMapping.handleEvent in
 // hold_output.go. It calls print, which writes the line for people and the JSON objects.

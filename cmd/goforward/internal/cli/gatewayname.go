@@ -158,7 +158,7 @@ func (a *app) pause(ctx context.Context, d time.Duration) bool {
 func usesGateway(cmd *cobra.Command) bool {
 	for ; cmd.HasParent(); cmd = cmd.Parent() {
 		if !cmd.Parent().HasParent() {
-			return !slices.Contains([]string{"help", "completion", "version", "demo", "probe"}, cmd.Name())
+			return !slices.Contains([]string{"help", "completion", "version", "demo", "probe", "reflect"}, cmd.Name())
 		}
 	}
 	return false // the root command prints its help or the version

@@ -367,6 +367,32 @@ const probeExamples = `  goforward probe 198.51.100.7:8080
   goforward probe [2001:db8::7]:8080 --json
   goforward probe 198.51.100.7:27015/udp --nonce x2Hk7dVbTq0nJ5sLmA9ZgQ`
 
+const reflectHelp = `Reflect runs a reflector until Ctrl-C, SIGTERM or SIGHUP, and then exits with 0. Run it on a
+host of the internet, such as a VPS. Hosts at other places then verify their ports with it:
+goforward verify 8080 --via http://HOST:8099.
+
+A reflector connects only to the address from which a request came, if this is a public
+address. A stranger learns whether a random number came back, and nothing else. The number of
+requests is limited for each host and in total.
+
+The reflector prints the address on which it listens. Once an hour, and at the end, it prints
+how many requests there were. With -v, it logs each request, with a part of the host's
+address. With --json, it prints objects.
+
+Without --cert, the reflector uses plain HTTP. Requests have no secret, unless there is a token:
+then use TLS, or a reverse proxy that adds X-Forwarded-For, with --trust-proxy. With
+the token, requests also get the reason of a failure, and are not limited for each host. Clients
+take the token from the environment variable GOFORWARD_REFLECTOR_TOKEN.
+
+If this host has two addresses, a connection from the second one proves more. Use the first one
+in --listen, and the second one in --dial-from.`
+
+const reflectExamples = `  goforward reflect
+  goforward reflect --listen 198.51.100.8:80 --dial-from 198.51.100.9
+  goforward reflect --cert fullchain.pem --key privkey.pem --token-file token
+  goforward reflect --listen 127.0.0.1:8099 --trust-proxy 127.0.0.1
+  goforward reflect --json`
+
 const demoHelp = `Demo starts a simulated router within this process, with a simulated internet. It maps
 a port, sends data through it, restarts the router, and deletes the mapping.
 

@@ -193,6 +193,8 @@ var jsonRecords = []struct {
 	{verifiedRecord{}, []string{"`verified`, `unreachable`"}},
 	{evidenceRecord{}, []string{"evidence"}},
 	{probeRecord{}, []string{"`probing`", "`probed`"}},
+	{reflectingRecord{}, []string{"`reflecting`"}},
+	{reflectedRecord{}, []string{"`reflected`"}},
 	{versionRecord{}, []string{"`version`"}},
 	{jsonEndpoint{}, []string{"endpoint"}},
 	{protocolRecord{}, []string{"probe"}},
@@ -225,7 +227,7 @@ func jsonTypes(t reflect.Type) []string {
 	switch t.Kind() {
 	case reflect.String:
 		return []string{"string", "time", "address", "gateway", "event", "backend", "backends", "scope", "kind", "status", "verdict", "level", "outcome"}
-	case reflect.Int, reflect.Int64, reflect.Uint16:
+	case reflect.Int, reflect.Int64, reflect.Uint16, reflect.Uint64:
 		return []string{"integer"}
 	case reflect.Float64:
 		return []string{"number"}
@@ -648,7 +650,7 @@ func TestJSON(t *testing.T) {
 	c := &jsonChecker{page: readJSONPage(t), seen: map[string]bool{}}
 	t.Run("commands", func(t *testing.T) {
 		for name, commands := range map[string]func(*testing.T, *jsonChecker){
-			"map": runJSONMap, "verify": runJSONVerify, "table": runJSONTable, "gateways": runJSONGateways, "probe": runJSONProbe, "version": runJSONVersion,
+			"map": runJSONMap, "verify": runJSONVerify, "table": runJSONTable, "gateways": runJSONGateways, "probe": runJSONProbe, "version": runJSONVersion, "reflect": runJSONReflect,
 			"hold": runJSONHold, "hold name": runJSONHoldName, "watch": runJSONWatch, "watch announced": runJSONWatchAnnounced,
 		} {
 			t.Run(name, func(t *testing.T) {
@@ -775,6 +777,15 @@ func runJSONVersion(t *testing.T, c *jsonChecker) {
 	if _, err := c.checkLine("version", stdout.String()); err != nil {
 		t.Error(err)
 	}
+}
+
+func runJSONReflect(t *testing.T, c *jsonChecker) {
+	s := c.start(t, "reflect", func(*app) {}, "reflect", "--listen", "127.0.0.1:0")
+	s.await("reflecting")
+	s.interrupt()
+	s.await("reflected")
+	s.finish()
+	c.run(t, "reflect", exitUsage, nil, "reflect", "--cert", "only-one")
 }
 
 // runJSONHold runs map --hold from a failed attempt to the deletion.

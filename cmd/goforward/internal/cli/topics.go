@@ -24,8 +24,8 @@ var topics = []topic{
 	{"protocols", []string{"protocol", "pcp", "nat-pmp", "natpmp", "upnp"}, "What NAT-PMP, PCP and UPnP can do", protocolsHelp, []string{"map", "unmap", "gateways", "list"}},
 	{"vpn", nil, "How to forward a port of a VPN provider", vpnHelp, []string{"map"}},
 	{"deletion", []string{"delete"}, "Which mappings unmap deletes", deletionHelp, []string{"unmap"}},
-	{"json", nil, "The objects that --json prints", jsonHelp, []string{"map", "unmap", "list", "ip", "gateways", "watch", "verify", "probe", "version"}},
-	{"exit-codes", []string{"exit", "exit-code"}, "The exit codes", exitCodesHelp, []string{"map", "verify", "unmap", "list", "ip", "gateways", "watch", "run", "probe"}},
+	{"json", nil, "The objects that --json prints", jsonHelp, []string{"map", "unmap", "list", "ip", "gateways", "watch", "verify", "probe", "reflect", "version"}},
+	{"exit-codes", []string{"exit", "exit-code"}, "The exit codes", exitCodesHelp, []string{"map", "verify", "unmap", "list", "ip", "gateways", "watch", "run", "probe", "reflect"}},
 }
 
 // findTopic returns the topic with that name or alias, or nil.
@@ -280,6 +280,7 @@ event names the kind of object:
   watch        gateway, address, restarted, announced, address_changed, exec, error
   verify       verified, for each port and measurement; also with map --verify
   probe        probing, then probed
+  reflect      reflecting, reflected
   version      version
 
 An object about a mapping has these fields:

@@ -65,9 +65,9 @@ func (v *verifyFlags) registerEvery(cmd *cobra.Command, usage string) {
 	_ = cmd.RegisterFlagCompletionFunc("every", cobra.NoFileCompletions)
 }
 
-// usesPhone reports whether a person is asked to open a URL.
-func (v *verifyFlags) usesPhone() bool {
-	return slices.ContainsFunc(v.via, func(one via) bool { return one.kind == viaPhone })
+// uses reports whether --via names a way of this kind.
+func (v *verifyFlags) uses(kind string) bool {
+	return slices.ContainsFunc(v.via, func(one via) bool { return one.kind == kind })
 }
 
 // parseInterval reads the value of --every.
