@@ -376,7 +376,7 @@ address. A stranger learns whether a random number came back, and nothing else. 
 requests is limited for each host and in total.
 
 The reflector prints the address on which it listens. Once an hour, and at the end, it prints
-how many requests there were. With -v, it logs each request, with a part of the host's
+how many requests there were. With -v, it logs each request to connect, with a part of the
 address. With --json, it prints objects.
 
 Without --cert, the reflector uses plain HTTP. Requests have no secret, unless there is a token:

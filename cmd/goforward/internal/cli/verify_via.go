@@ -258,8 +258,8 @@ func (a *app) otherUplinks() (names []string) {
 	return names
 }
 
-// newProbers returns what measures: the router, and what --via names. A prober remembers the
-// endpoints that it has reached, so newProbers is called once for all measurements.
+// newProbers returns what measures: the router, and what --via names. It is called once for
+// all measurements, because a prober remembers the endpoints that were reached.
 func (a *app) newProbers(v *verifyFlags) (all []reach.Prober) {
 	for _, one := range v.via {
 		switch one.kind {
