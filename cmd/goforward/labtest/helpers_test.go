@@ -169,10 +169,11 @@ func (r *dropRule) remove(t *testing.T) {
 	r.rule.Remove(t)
 }
 
-// suppressAnnouncements drops all announcements of the router to the home.
+// suppressAnnouncements drops all announcements of the router to the home. The router can still
+// search for its neighbors.
 func suppressAnnouncements(t *testing.T, home *lab.HomeNet) *lab.Rule {
 	t.Helper()
-	home.Router.Rule(t, "output", `ip6 daddr ff00::/8 drop`)
+	home.Router.Rule(t, "output", `ip6 daddr ff00::/8 meta l4proto udp drop`)
 	return home.Router.Rule(t, "output", `ip daddr { 224.0.0.1, 239.255.255.250 } drop`)
 }
 

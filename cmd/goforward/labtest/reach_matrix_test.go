@@ -28,6 +28,7 @@ type reachLab struct {
 	program *prober
 	targets map[bool]reachTarget // over IPv6 or not
 	links   []*lab.Capture       // of the LAN, the WAN and the second uplink
+	helpers *reachHelpers        // on the wan host
 }
 
 // newReachLab maps the port over IPv4 and IPv6, for TCP and UDP.
@@ -98,7 +99,7 @@ type reachCell struct {
 }
 
 // reachProbers are the columns of the table.
-var reachProbers = []string{"listening", "router", "hairpin", "path", "phone", "visit"}
+var reachProbers = []string{"listening", "router", "hairpin", "path", "phone", "visit", "reflector"}
 
 func (c reachCell) version() string {
 	if c.six {
@@ -168,9 +169,12 @@ func testReachPath(t *testing.T, path reachPath, table *reachTable) {
 	l := newReachLab(t, path.uplink)
 	l.open(t, path.socket)
 	cells := path.reachCells()
+	l.helpers = startHelpers(t, l.home, func(prober string) bool {
+		return slices.ContainsFunc(cells, func(c reachCell) bool { return c.prober == prober })
+	})
 	for _, c := range cells {
-		if c.prober == "path" && !path.fresh {
-			l.program.call(reachCall{Op: "verify", Network: c.network, Target: l.targets[c.six], Probers: []string{"path:eth1"}, Within: maxWait}, nil)
+		if (c.prober == "path" || isHelper(c.prober)) && !path.fresh {
+			l.program.call(reachCall{Op: "verify", Network: c.network, Target: l.targets[c.six], Probers: []string{l.helpers.prober(c)}, Within: 2 * maxWait}, nil)
 		}
 	}
 	begin := time.Now()
@@ -209,22 +213,17 @@ func (l *reachLab) measure(t *testing.T, path reachPath, c reachCell, table *rea
 	t.Helper()
 	replaced := path.socket == "none" || path.socket == "loopback" // by a socket of package reach
 	_, isFalseNo := lookUp(path.falseNo, c)
-	call := reachCall{Op: "verify", Network: c.network, Target: l.targets[c.six], Probers: []string{c.prober}, Within: maxWait}
-	method := c.prober
+	call := reachCall{Op: "verify", Network: c.network, Target: l.targets[c.six], Probers: []string{l.helpers.prober(c)}, Within: 2 * maxWait}
+	method := l.helpers.method(c)
 	switch c.prober {
-	case "listening":
-		call.Probers = []string{"nothing"}
 	case "visit":
-		call.Probers = []string{"nothing"}
 		if path.socket == "" {
 			call.Visits = time.Now()
 		}
 		l.answers(t, c.network, !c.six) // a visit over the other version of IP proves nothing
 		l.answers(t, c.network, c.six)
-	case "path":
-		method = "path:eth1"
-		call.Probers = []string{method}
 	case "phone":
+		call.Within = maxWait
 		if path.isClosed(c) || isFalseNo {
 			call.Within = 3 * time.Second
 		}

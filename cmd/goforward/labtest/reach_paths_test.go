@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/natforward/goforward/internal/lab"
@@ -54,6 +55,7 @@ var reachBase = map[string][]string{
 	"phone/udp": {unknown}, // browsers use TCP
 	"visit/tcp": {fromOutside},
 	"visit/udp": {noEvidence}, // a datagram may be a response
+	"reflector": {fromOutside},
 }
 
 // except returns what the probers show on a path that differs from one that works.
@@ -65,7 +67,7 @@ func except(changes map[string][]string) map[string][]string {
 
 // blocked is except for a path on which nothing arrives from the internet.
 func blocked(changes map[string][]string) map[string][]string {
-	all := except(map[string][]string{"path": {unreachable}, "phone/tcp": {unknown}, "visit/tcp": {noEvidence}})
+	all := except(map[string][]string{"path": {unreachable}, "phone/tcp": {unknown}, "visit/tcp": {noEvidence}, "reflector": {unreachable}})
 	maps.Copy(all, changes)
 	return all
 }
@@ -106,6 +108,33 @@ func dropAtProvider(t *testing.T, l *reachLab, packets string) {
 	}
 }
 `)
+}
+
+// filterByAddress makes the router admit only addresses to which the host has sent, from the
+// port to which they send (RFC 4787, address-dependent filtering), or from any port. Each port of
+// a UDP or TCP mapping is filtered in this way by some routers.
+func filterByAddress(anyPort bool) func(*testing.T, *reachLab) {
+	return func(t *testing.T, l *reachLab) {
+		t.Helper()
+		var rules strings.Builder
+		rules.WriteString("table inet filter_by_address {\n")
+		for family, ip := range map[string]string{"ipv4_addr": "ip", "ipv6_addr": "ip6"} {
+			fmt.Fprintf(&rules, "set any_%[1]s { type %[2]s; flags dynamic; size 65535; }\nset port_%[1]s { type inet_proto . inet_service . %[2]s; flags dynamic; size 65535; }\n", ip, family)
+		}
+		rules.WriteString("chain forward {\ntype filter hook forward priority -20;\n")
+		for _, ip := range []string{"ip", "ip6"} {
+			admitted := "meta l4proto . th dport . " + ip + " saddr != @port_" + ip
+			if anyPort {
+				admitted = ip + " saddr != @any_" + ip
+			}
+			fmt.Fprintf(&rules, `iifname "lan0" oifname "wan0" add @any_%[1]s { %[1]s daddr }
+iifname "lan0" oifname "wan0" meta l4proto { tcp, udp } add @port_%[1]s { meta l4proto . th sport . %[1]s daddr }
+iifname "wan0" oifname "lan0" ct state new meta l4proto { tcp, udp } %[2]s drop
+`, ip, admitted)
+		}
+		rules.WriteString("}\n}\n")
+		l.home.Router.Nft(t, rules.String())
+	}
 }
 
 // listsOnly deletes the forwarding of the router. The daemon still lists it.
@@ -186,7 +215,7 @@ func allOf(a, b func(*testing.T, *reachLab)) func(*testing.T, *reachLab) {
 var reachPaths = []reachPath{
 	{
 		name: "works", want: reachBase,
-		ci: []string{"router", "path/4", "phone/tcp/4", "visit/tcp", "listening/tcp/4"},
+		ci: []string{"router", "path/4", "phone/tcp/4", "visit/tcp", "listening/tcp/4", "reflector"},
 	},
 	{
 		name: "works, NAT loopback", setUp: loopback(true),
@@ -198,7 +227,7 @@ var reachPaths = []reachPath{
 	},
 	{
 		name: "listed, not forwarded", setUp: listsOnly, closed: "46", want: blocked(nil),
-		ci: []string{"hairpin/tcp/4", "path/4", "phone/tcp/4", "visit/tcp/4"},
+		ci: []string{"hairpin/tcp/4", "path/4", "phone/tcp/4", "visit/tcp/4", "reflector/tcp/4"},
 	},
 	{
 		name: "host firewall drops", setUp: lanFirewall(""), closed: "46",
@@ -217,7 +246,7 @@ var reachPaths = []reachPath{
 	{name: "provider blocks the port", setUp: providerBlocks, closed: "46", want: blocked(nil)},
 	{
 		name: "provider blocks the port, never reached before", setUp: providerBlocks, closed: "46", fresh: true,
-		want: blocked(map[string][]string{"path": {unknown}}),
+		want: blocked(map[string][]string{"path": {unknown}, "reflector": {unknown}}),
 	},
 	{
 		name: "provider blocks the port, NAT loopback", setUp: allOf(providerBlocks, loopback(true)), closed: "46",
@@ -225,8 +254,12 @@ var reachPaths = []reachPath{
 	},
 	{
 		name: "provider blocks the port over IPv4", setUp: providerBlocks4, closed: "4",
-		want: except(map[string][]string{"path/4": {unreachable}, "phone/tcp/4": {unknown}, "visit/tcp/4": {noEvidence}}),
-		ci:   []string{"visit/tcp"},
+		want: except(map[string][]string{"path/4": {unreachable}, "phone/tcp/4": {unknown}, "visit/tcp/4": {noEvidence}, "reflector/4": {unreachable}}),
+		ci:   []string{"visit/tcp", "reflector/udp"},
+	},
+	{ // the request to a helper comes from another port, so it does not admit the helper
+		name: "router filters by address", setUp: filterByAddress(false), closed: "46", want: blocked(nil),
+		ci: []string{"reflector/tcp/4"},
 	},
 	{
 		name: "second uplink is dead", setUp: uplinkRule("drop"),
@@ -288,9 +321,10 @@ var reachPaths = []reachPath{
 		want: except(map[string][]string{
 			"listening": {unreachable}, "router/tcp/4": {unknown}, "router/udp/4": {unknown},
 			"path": {unknown}, "phone/tcp/4": {unknown}, "visit/tcp": {noEvidence},
+			"reflector/4": {unknown},
 		}),
 		falseNo: map[string]string{
-			"listening/4": elsewhere, "router/4": elsewhere, "hairpin/4": elsewhere, "path/4": elsewhere, "phone/4": elsewhere, "visit/4": elsewhere,
+			"reflector/4": elsewhere, "listening/4": elsewhere, "router/4": elsewhere, "hairpin/4": elsewhere, "path/4": elsewhere, "phone/4": elsewhere, "visit/4": elsewhere,
 		},
 	},
 	{
@@ -302,21 +336,23 @@ var reachPaths = []reachPath{
 		name: "service of another program", socket: "service",
 		want: except(map[string][]string{
 			"router": {fromLANInferred}, "path/udp": {unknown}, "phone/tcp": {unknown}, "visit/tcp": {noEvidence},
+			"reflector/udp": {unknown},
 		}),
-		ci: []string{"path/tcp/4", "router/tcp/4"},
+		ci: []string{"path/tcp/4", "router/tcp/4", "reflector/tcp"},
 	},
 	{
 		name: "service of another program, second uplink translates source ports", socket: "service", setUp: translatePorts,
 		want: except(map[string][]string{
 			"router": {fromLANInferred}, "path": {unknown}, "phone/tcp": {unknown}, "visit/tcp": {noEvidence},
+			"reflector/udp": {unknown},
 		}),
 	},
 	{
 		name: "service of another program, listed, not forwarded", socket: "service", setUp: listsOnly, closed: "46",
-		want: blocked(map[string][]string{"router": {fromLANInferred}, "path/udp": {unknown}}),
+		want: blocked(map[string][]string{"router": {fromLANInferred}, "path/udp": {unknown}, "reflector/udp": {unknown}}),
 	},
 	{
 		name: "service of another program, host firewall drops", socket: "service", setUp: lanFirewall(""), closed: "46",
-		want: blocked(map[string][]string{"router": {unknown}, "path/udp": {unknown}}),
+		want: blocked(map[string][]string{"router": {unknown}, "path/udp": {unknown}, "reflector/udp": {unknown}}),
 	},
 }

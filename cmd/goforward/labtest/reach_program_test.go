@@ -76,7 +76,7 @@ type reachCall struct {
 	Network string        `json:"network"` // "tcp" or "udp"; for "open" as in package net; for "listen" a version of IP
 	Address string        `json:"address,omitempty"`
 	Target  reachTarget   `json:"target"`
-	Probers []string      `json:"probers,omitempty"` // "router", "path:eth1", …, or "nothing"
+	Probers []string      `json:"probers,omitempty"` // "router", "path:eth1", "reflector:URL", …, or "nothing"
 	Visits  time.Time     `json:"visits"`            // the program reports its visits after this time
 	Within  time.Duration `json:"within,omitempty"`
 }
@@ -166,7 +166,7 @@ func toReachReply(r reach.Result, took time.Duration) reachReply {
 }
 
 func reachProber(p *lab.Proc, name string) reach.Prober {
-	switch kind, iface, _ := strings.Cut(name, ":"); kind {
+	switch kind, argument, _ := strings.Cut(name, ":"); kind {
 	case "nothing":
 		return nothing{}
 	case "router":
@@ -174,7 +174,9 @@ func reachProber(p *lab.Proc, name string) reach.Prober {
 	case "hairpin":
 		return reach.Hairpin()
 	case "path":
-		return reach.Path(iface)
+		return reach.Path(argument)
+	case "reflector":
+		return reach.Reflector(argument)
 	case "wait":
 		return waiting{}
 	case "phone":

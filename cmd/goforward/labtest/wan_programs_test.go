@@ -19,13 +19,13 @@ import (
 )
 
 // wanAddrs returns two IPv4 addresses and two IPv6 addresses of the wan host. It adds the second
-// ones. The home must have Router.IPv6.
+// ones; the first ones remain the source of its connections. The home must have Router.IPv6.
 func wanAddrs(t *testing.T, home *lab.HomeNet) (first, second, first6, second6 netip.Addr) {
 	t.Helper()
 	first, first6 = home.Wan.Addr(), netip.MustParseAddr("2a0c:7777:2::2")
 	second, second6 = first.Next(), first6.Next()
 	home.Wan.Exec(t, "ip", "addr", "replace", second.String()+"/24", "dev", "eth0")
-	home.Wan.Exec(t, "ip", "addr", "replace", second6.String()+"/64", "dev", "eth0", "nodad")
+	home.Wan.Exec(t, "ip", "addr", "replace", second6.String()+"/64", "dev", "eth0", "nodad", "preferred_lft", "0")
 	return first, second, first6, second6
 }
 
