@@ -177,6 +177,8 @@ func reachProber(p *lab.Proc, name string) reach.Prober {
 		return reach.Path(argument)
 	case "reflector":
 		return reach.Reflector(argument)
+	case "stun":
+		return reach.STUN(argument)
 	case "wait":
 		return waiting{}
 	case "phone":
