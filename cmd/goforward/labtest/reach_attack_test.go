@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -84,11 +85,28 @@ func guesses() []string {
 	}
 }
 
+var requestNonce = regexp.MustCompile(`"nonce":"([\w-]{22})"`)
+
+// addSource adds a source of packets, for an address of the internet. With a TCP connection from there,
+// what this host sends back goes to the attacker.
+func (a *reachAttacker) addSource(l *reachLab, source netip.Addr) {
+	a.t.Helper()
+	prefix := netip.PrefixFrom(source, source.BitLen()).String()
+	a.host.Exec(a.t, "ip", "addr", "add", prefix, "dev", "lo")
+	if a.network == "tcp" {
+		l.home.Lan.Exec(a.t, "ip", "route", "add", prefix, "via", a.sources[0].String(), "dev", "eth0")
+	}
+	a.sources = append(a.sources, source)
+}
+
 // learn records the texts of packets that passed the LAN.
 func (a *reachAttacker) learn(packets []lab.Packet) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, p := range packets {
+		for _, nonce := range requestNonce.FindAllSubmatch(p.Payload, -1) { // a request to a reflector
+			a.learned["GFWD1 "+string(nonce[1])] = true
+		}
 		if text := string(p.Payload); !a.guessed[text] && (strings.HasPrefix(text, "GFWD1 ") || strings.HasPrefix(text, "NOTIFY /") || strings.HasPrefix(text, "GET /")) {
 			a.learned[text] = true
 		}
@@ -244,6 +262,64 @@ func testReachAttack(t *testing.T, network string, six bool) {
 	// the router forwards the port, or connects to this host: both send a nonce through the LAN.
 	stop = attacker.start(l.home.Lan.Capture(t, "eth0")) // the other one is full
 	verify("nonces repeated at once", 2*maxWait, "hairpin", "router", "wait")
+}
+
+// TestReachAttackReflector measures a port that the internet cannot reach by a reflector, while a host on
+// the LAN that sees all packets sends nonces to the port, also from the address of the
+// reflector. With HTTPS it does not learn the nonce. With HTTP it does, and can pretend to be the
+// reflector: this shows that the attack works.
+func TestReachAttackReflector(t *testing.T) {
+	t.Parallel()
+	for _, c := range reachCombinations {
+		if c.six && !longChecks {
+			continue
+		}
+		t.Run(c.String(), func(t *testing.T) {
+			t.Parallel()
+			if !c.six {
+				lab.Scenario(t, "reach: an attacker on the LAN pretends to be the reflector, "+c.String())
+			}
+			testReachAttackReflector(t, c)
+		})
+	}
+}
+
+func testReachAttackReflector(t *testing.T, c reachCell) {
+	t.Helper()
+	l := newReachLab(t, lab.Uplink{})
+	l.open(t, "")
+	h := startHelpers(t, l.home, noHelpers)
+	server, source := h.first, h.second
+	if c.six {
+		server, source = h.first6, h.second6
+	}
+	certificate, key := createServerCertificate(t, t.TempDir(), server)
+	l.program.call(reachCall{Op: "trust", Address: certificate}, nil)
+	start := func(port uint16, args reflectorArgs) string {
+		args.Addresses, args.DialFrom = []netip.AddrPort{netip.AddrPortFrom(server, port)}, []netip.Addr{source}
+		return "reflector:" + startReflector(t, l.home.Wan, args)[c.six]
+	}
+	plain := start(80, reflectorArgs{})
+	secure := strings.Replace(start(443, reflectorArgs{Certificate: certificate, Key: key}), "http:", "https:", 1)
+	l.want(t, c, "before", secure, fromOutside)
+
+	providerBlocks(t, l)
+	if l.answers(t, c.network, c.six) {
+		t.Fatal("the port is reachable")
+	}
+	attacker := joinAttacker(t, l, c.network, c.six)
+	if c.network == "tcp" { // without packets from the address to which the request goes
+		attacker.sources = attacker.sources[:1]
+		l.home.Lan.Exec(t, "ip", "route", "del", netip.PrefixFrom(server, server.BitLen()).String())
+	}
+	attacker.addSource(l, source)
+	stop := attacker.start(l.home.Lan.Capture(t, "eth0"))
+	defer func() { stop() }()
+	l.want(t, c, "attack, HTTPS", secure, unreachable)
+	l.want(t, c, "attack, HTTP", plain, fromOutside)
+	if n := l.program.call(reachCall{Op: "received", Network: c.network, Target: l.targets[c.six]}, nil).Received[source]; n < 10 {
+		t.Errorf("the port received %d texts from the address of the reflector: this was no attack", n)
+	}
 }
 
 // provesInternet reports whether a result says that the internet gets in.

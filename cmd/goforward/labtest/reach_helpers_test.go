@@ -2,15 +2,13 @@ package labtest
 
 import (
 	"context"
-	"encoding/json"
+	"crypto/tls"
 	"net"
-	"net/http"
 	"net/netip"
 	"testing"
-	"time"
 
-	"github.com/natforward/goforward/internal/dialback"
 	"github.com/natforward/goforward/internal/lab"
+	"github.com/natforward/goforward/reach/reflector"
 )
 
 // reflectorPort is the port of the reflectors on the wan host.
@@ -22,51 +20,37 @@ type reflectorArgs struct {
 	DialFrom   []netip.Addr     `json:"dial_from,omitempty"`   // one for each family
 	TrustProxy []netip.Prefix   `json:"trust_proxy,omitempty"` // the proxies in front of it
 	Token      string           `json:"token,omitempty"`
+
+	Certificate, Key string // files; without them, there is no TLS
 }
 
 // reflectorProgram is a reflector.
 var reflectorProgram = lab.Func("reflector", func(p *lab.Proc) {
 	var args reflectorArgs
 	p.Args(&args)
-	serveHTTP(p, args.Addresses, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var request dialback.Request
-		if err := json.NewDecoder(r.Body).Decode(&request); err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
+	h, err := reflector.New(reflector.Config{DialFrom: args.DialFrom, TrustProxy: args.TrustProxy, Token: args.Token})
+	if err != nil {
+		p.Fatal(err)
+	}
+	var config *tls.Config
+	if args.Certificate != "" {
+		pair, err := tls.LoadX509KeyPair(args.Certificate, args.Key)
+		if err != nil {
+			p.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
-		defer cancel()
-		client := netip.MustParseAddrPort(r.RemoteAddr).Addr().Unmap()
-		line := dialback.Line{State: dialback.StateDialing, Protocol: request.Probes[0].Protocol, Port: request.Probes[0].Port, Address: client}
-		call := dialback.Call{Protocol: line.Protocol, To: netip.AddrPortFrom(client, line.Port), Nonce: request.Probes[0].Nonce, Want: request.Probes[0].Want}
-		for _, from := range args.DialFrom {
-			if from.Is4() == client.Is4() {
-				call.From = from
-			}
-		}
-		out := json.NewEncoder(w)
-		got, _, _ := call.Do(ctx, func(from netip.AddrPort) {
-			line.From = from
-			_ = out.Encode(line)
-			_ = http.NewResponseController(w).Flush()
-		})
-		if line.State, line.Result = dialback.StateDone, got; got != dialback.Echoed {
-			<-ctx.Done()
-			line.Result = dialback.Silent
-		}
-		_ = out.Encode(line)
-	}))
+		config = &tls.Config{Certificates: []tls.Certificate{pair}}
+	}
+	serve(p, args.Addresses, func(ln net.Listener) error { return h.Serve(context.Background(), ln, config) })
 })
 
-// serveHTTP serves HTTP at these addresses until the test ends.
-func serveHTTP(p *lab.Proc, addresses []netip.AddrPort, handler http.Handler) {
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: maxWait}
+// serve listens at these addresses until the test ends.
+func serve(p *lab.Proc, addresses []netip.AddrPort, accept func(net.Listener) error) {
 	for _, address := range addresses {
 		ln, err := net.Listen("tcp", address.String())
 		if err != nil {
 			p.Fatal(err)
 		}
-		go func() { p.Fatal(server.Serve(ln)) }()
+		go func() { p.Fatal(accept(ln)) }()
 	}
 	p.Send("serving")
 	p.Receive(nil)

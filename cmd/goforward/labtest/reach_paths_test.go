@@ -259,7 +259,6 @@ var reachPaths = []reachPath{
 	},
 	{ // the request to a helper comes from another port, so it does not admit the helper
 		name: "router filters by address", setUp: filterByAddress(false), closed: "46", want: blocked(nil),
-		ci: []string{"reflector/tcp/4"},
 	},
 	{
 		name: "second uplink is dead", setUp: uplinkRule("drop"),

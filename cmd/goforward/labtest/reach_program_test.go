@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -38,6 +39,11 @@ var reachProgram = lab.Func("reach", func(p *lab.Proc) {
 				p.Fatal(err)
 			}
 			sockets[c.Network] = s
+			p.Send(reachReply{})
+		case "trust": // this certificate
+			if err := os.Setenv("SSL_CERT_FILE", c.Address); err != nil {
+				p.Fatal(err)
+			}
 			p.Send(reachReply{})
 		case "received":
 			p.Send(reachReply{Received: sockets[c.socket()].counts()})
@@ -95,6 +101,7 @@ func (c reachCall) socket() string {
 // reachTarget is a reach.Target.
 type reachTarget struct {
 	External  netip.AddrPort `json:"external"`
+	Port      uint16         `json:"port,omitempty"` // of External if its address is hidden
 	Internal  netip.AddrPort `json:"internal"`
 	Gateway   netip.Addr     `json:"gateway"`
 	Interface string         `json:"interface"`
@@ -105,6 +112,7 @@ type reachReply struct {
 	URL      string             `json:"url,omitempty"` // open this; another reply follows
 	Verdict  string             `json:"verdict,omitempty"`
 	Proven   string             `json:"proven,omitempty"`
+	External netip.AddrPort     `json:"external"`
 	Reason   string             `json:"reason,omitempty"`
 	Evidence []reachEvidence    `json:"evidence,omitempty"`
 	Took     time.Duration      `json:"took,omitempty"`
@@ -146,6 +154,9 @@ func verifyOnce(c reachCall, s *reachSocket, probers []reach.Prober) reachReply 
 		Protocol: protocol, External: c.Target.External, Internal: c.Target.Internal,
 		Gateway: c.Target.Gateway, Interface: c.Target.Interface,
 	}
+	if c.Target.Port != 0 {
+		t.External = netip.AddrPortFrom(netip.Addr{}, c.Target.Port)
+	}
 	var catcher reach.Catcher
 	if s != nil {
 		catcher = measuredSocket{s, c.Visits}
@@ -156,7 +167,7 @@ func verifyOnce(c reachCall, s *reachSocket, probers []reach.Prober) reachReply 
 }
 
 func toReachReply(r reach.Result, took time.Duration) reachReply {
-	reply := reachReply{Verdict: r.Verdict.String(), Proven: r.Proven.String(), Reason: r.Reason, Took: took}
+	reply := reachReply{Verdict: r.Verdict.String(), Proven: r.Proven.String(), External: r.External, Reason: r.Reason, Took: took}
 	for _, e := range r.Evidence {
 		reply.Evidence = append(reply.Evidence, reachEvidence{
 			Method: e.Method, Verdict: e.Verdict.String(), Level: e.Level.String(), Inferred: e.Inferred, From: e.From, Detail: e.Detail,

@@ -145,13 +145,13 @@ SetEnv PATH=%[1]s/bin:/usr/bin:/bin:/usr/sbin:/sbin
 }
 
 // startProxy starts nginx in the host, as a reverse proxy for the server at an address. It listens
-// on a port of these addresses. It appends the address of the client to X-Forwarded-For.
-func startProxy(t *testing.T, host *lab.Host, port uint16, server netip.AddrPort, addrs ...netip.Addr) {
+// on these addresses. It appends the address of the client to X-Forwarded-For.
+func startProxy(t *testing.T, host *lab.Host, server netip.AddrPort, directives string, addresses ...netip.AddrPort) {
 	t.Helper()
 	program, dir := unpackedProgram(t, "nginx", "nginx"), t.TempDir()
 	var listen strings.Builder
-	for _, addr := range addrs {
-		fmt.Fprintf(&listen, "listen %v; ", netip.AddrPortFrom(addr, port))
+	for _, address := range addresses {
+		fmt.Fprintf(&listen, "listen %v; ", address)
 	}
 	config := filepath.Join(dir, "nginx.conf")
 	if err := os.WriteFile(config, fmt.Appendf(nil, `user root;
@@ -171,15 +171,16 @@ http {
 		location / {
 			proxy_pass http://%[3]v;
 			proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+			%[4]s
 		}
 	}
 }
-`, dir, &listen, server), 0o600); err != nil {
+`, dir, &listen, server, directives), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	startProgram(t, host, nil, program, "-p", dir, "-e", "stderr", "-c", config)
-	for _, addr := range addrs {
-		waitForServer(t, host, addr, port)
+	for _, address := range addresses {
+		waitForServer(t, host, address.Addr(), address.Port())
 	}
 }
 
@@ -229,7 +230,7 @@ func TestWanPrograms(t *testing.T) {
 	web := startHTTP(t, home.Wan, netip.MustParseAddrPort("127.0.0.1:8000"), func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, r.Header.Get("X-Forwarded-For"))
 	})
-	startProxy(t, home.Wan, 80, web, first, first6)
+	startProxy(t, home.Wan, web, "", netip.AddrPortFrom(first, 80), netip.AddrPortFrom(first6, 80))
 	for addr, want := range map[netip.Addr]netip.Addr{first: home.External, first6: home.Lan6} {
 		if seen := home.Lan.Exec(t, "curl", "-sS", "--max-time", "10", "-H", "X-Forwarded-For: 8.8.8.8", "http://"+netip.AddrPortFrom(addr, 80).String()); seen != "8.8.8.8, "+want.String() {
 			t.Errorf("proxy %v: the server sees %q", addr, seen)
