@@ -19,7 +19,7 @@ import (
 const sshFar = `exec 3>&1
 sed -u -e 's/45\.45\.45\.1/127.0.0.1/g' | PATH=$REMOTE exec /usr/bin/setsid $SH`
 
-// processes returns the names of the processes of the other host.
+// processes returns the names of the processes of the fake ssh and of the other host.
 func processes(t *testing.T) (names []string) {
 	t.Helper()
 	all, err := filepath.Glob("/proc/[0-9]*/environ")
@@ -28,7 +28,7 @@ func processes(t *testing.T) (names []string) {
 	}
 	for _, path := range all {
 		env, err := os.ReadFile(path)
-		if err != nil || !bytes.Contains(env, []byte("\x00PATH="+os.Getenv("REMOTE")+"\x00")) && !bytes.HasPrefix(env, []byte("PATH="+os.Getenv("REMOTE")+"\x00")) {
+		if err != nil || !bytes.Contains(env, []byte("REMOTE="+os.Getenv("REMOTE")+"\x00")) {
 			continue // it has ended, or is another one
 		}
 		name, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "comm"))
@@ -62,7 +62,7 @@ func TestSSHEnds(t *testing.T) {
 					t.Setenv("SH", sh)
 					target, source := sshTarget(t, backends.TCP, false)
 					if end == "arrival" {
-						if e, err := SSH("example.org").Probe(t.Context(), target, sourceCatcher{openPort(t, target, OwnerTemporary), source}); err != nil || e.Verdict != Reachable {
+						if e, err := SSH("example.org").Probe(t.Context(), target, &sourceCatcher{Catcher: openPort(t, target, OwnerTemporary), from: source}); err != nil || e.Verdict != Reachable {
 							t.Fatalf("%+v, %v", e, err)
 						}
 						awaitProcesses(t, func(names []string) bool { return len(names) == 0 })
@@ -106,4 +106,18 @@ func fillBacklog(t *testing.T, target Target) {
 		t.Fatal(err)
 	}
 	dial(t, target) // the only connection that waits to be accepted
+}
+
+// TestSSHKilled checks that the children of ssh end too.
+func TestSSHKilled(t *testing.T) {
+	for _, body := range []string{"sleep 60 & wait", "sleep 60 & echo text"} {
+		fakeSSH(t, body)
+		target, _ := sshTarget(t, backends.TCP, false)
+		prober := SSH("example.org").(*sshHost)
+		prober.timeout = 50 * time.Millisecond
+		if e, err := prober.Probe(t.Context(), target, openPort(t, target, OwnerTemporary)); err == nil || e.Verdict != Unknown {
+			t.Errorf("%+v, %v", e, err)
+		}
+		awaitProcesses(t, func(names []string) bool { return len(names) == 0 })
+	}
 }

@@ -3,6 +3,7 @@
 package reach
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,7 @@ func init() {
 	if len(os.Args) > 3 {
 		c.Nonce = strings.TrimPrefix(os.Args[3], "--nonce=")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // the script ends it earlier
 	defer cancel()
 	outcome, _, err := c.Do(ctx, func(from netip.AddrPort) { fmt.Println("from", from) })
 	switch {
@@ -94,20 +95,23 @@ func fakeSSH(t *testing.T, body string, programs ...string) (argsFile string) {
 	return argsFile
 }
 
-// sourceCatcher makes arrivals come from an address of the internet.
+// sourceCatcher makes arrivals come from an address of the internet, and those of the first
+// expectation from another one if first is valid.
 type sourceCatcher struct {
 	Catcher
-	from netip.Addr
+	from, first netip.Addr
 }
 
-func (c sourceCatcher) Expect(e Expectation) (<-chan Arrival, func()) {
+func (c *sourceCatcher) Expect(e Expectation) (<-chan Arrival, func()) {
 	in, stop := c.Catcher.Expect(e)
+	from := cmp.Or(c.first, c.from)
+	c.first = netip.Addr{}
 	out, done, ended := make(chan Arrival, 1), make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
 		select {
 		case a := <-in:
-			a.From = netip.AddrPortFrom(c.from, a.From.Port())
+			a.From = netip.AddrPortFrom(from, a.From.Port())
 			out <- a
 		case <-done:
 		}
@@ -160,7 +164,7 @@ func TestSSH(t *testing.T) {
 			}
 			port := openPort(t, target, owner)
 			prober := SSH("user@example.org")
-			e, err := prober.Probe(t.Context(), target, sourceCatcher{port, source})
+			e, err := prober.Probe(t.Context(), target, &sourceCatcher{Catcher: port, from: source})
 			if err != nil || e.Verdict != Reachable || e.Level != LevelInternet || e.External != target.External || e.From.Addr() != source {
 				t.Fatalf("%+v, %v", e, err)
 			}
@@ -256,7 +260,7 @@ func TestSSHUnreachable(t *testing.T) {
 		target, source := sshTarget(t, p, false)
 		port := openPort(t, target, OwnerTemporary)
 		prober := SSH("example.org")
-		if e, err := prober.Probe(t.Context(), target, sourceCatcher{port, source}); err != nil || e.Verdict != Reachable { // after the noise
+		if e, err := prober.Probe(t.Context(), target, &sourceCatcher{Catcher: port, from: source}); err != nil || e.Verdict != Reachable { // after the noise
 			t.Fatalf("%v: %+v, %v", p, e, err)
 		}
 		port.Close()
@@ -277,7 +281,7 @@ func TestSSHUnreachable(t *testing.T) {
 func TestSSHOld(t *testing.T) {
 	fakeSSH(t, `printf '#!/bin/sh\necho unknown command; exit 2\n' >$REMOTE/goforward; chmod 755 $REMOTE/goforward; `+sshWorks, "bash")
 	target, source := sshTarget(t, backends.TCP, false)
-	if e, err := SSH("example.org").Probe(t.Context(), target, sourceCatcher{openPort(t, target, OwnerTemporary), source}); err != nil || e.Verdict != Reachable {
+	if e, err := SSH("example.org").Probe(t.Context(), target, &sourceCatcher{Catcher: openPort(t, target, OwnerTemporary), from: source}); err != nil || e.Verdict != Reachable {
 		t.Errorf("%+v, %v", e, err)
 	}
 }
@@ -287,13 +291,18 @@ func TestSSHSourcePorts(t *testing.T) {
 	for _, tt := range []struct{ name, body, programs, text string }{
 		{"no names", sshWorks, "bash", "ssh:example.org could not name its source port"},
 		{"translated", sshWorks + ` | sed -u 's/^from .*/from 1/'`, "bash readlink", "a NAT in front of ssh:example.org may change its source ports"},
+		{"two addresses", sshWorks, "bash readlink", "a NAT in front of"},
 		{"one connection for both", sshWorks + ` | while read -r line; do case $line in from*) first=${first:-$line}; line=$first ;; esac; echo "$line"; done`, "bash readlink", "a NAT in front of"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			fakeSSH(t, tt.body, strings.Fields(tt.programs)...)
 			target, source := sshTarget(t, backends.TCP, false)
 			serveSilently(t, target.Internal, make(chan int, 8))
-			e, err := SSH("example.org").Probe(t.Context(), target, sourceCatcher{openPort(t, target, OwnerOther), source})
+			catcher := &sourceCatcher{Catcher: openPort(t, target, OwnerOther), from: source}
+			if tt.name == "two addresses" {
+				catcher.first = netip.MustParseAddr("9.9.9.9")
+			}
+			e, err := SSH("example.org").Probe(t.Context(), target, catcher)
 			if !errors.Is(err, errAnswered) || !strings.Contains(err.Error(), tt.text) || e.Verdict != Unknown {
 				t.Errorf("%+v, %v", e, err)
 			}
