@@ -28,6 +28,8 @@ const (
 	maxReply, maxLine = 64 << 10, 4 << 10
 	// maxQuote is the number of bytes of a helper's text that are quoted.
 	maxQuote = 200
+	// maxAsking is the number of requests of a prober at once: a reflector admits two.
+	maxAsking = 2
 	// shortestSilence is the shortest time from an announcement to a result without an arrival. A
 	// reflector takes five seconds, or the time to connect with the token.
 	shortestSilence = 50 * time.Millisecond
@@ -50,7 +52,7 @@ const (
 // A gateway that admits every address to which any host of its network has sent lets the reflector in
 // while it keeps strangers out. A reflector that connects from a second address is not fooled.
 func Reflector(address string, options ...ReflectorOption) Prober {
-	r := &reflector{helper: helper{name: withoutPassword(address)}, url: address}
+	r := &reflector{helper: helper{name: withoutPassword(address)}, url: address, asking: make(chan struct{}, maxAsking)}
 	for _, o := range options {
 		if o != nil {
 			o(r)
@@ -78,6 +80,7 @@ func WithToken(token string) ReflectorOption { return func(r *reflector) { r.tok
 type reflector struct {
 	helper
 	url, token string
+	asking     chan struct{}     // has room for maxAsking requests
 	transport  http.RoundTripper // for tests; nil: the network
 }
 
@@ -90,6 +93,12 @@ func (r *reflector) Probe(ctx context.Context, t Target, catcher Catcher) (Evide
 	endpoint, err := r.endpoint()
 	if err != nil {
 		return e, err
+	}
+	select {
+	case r.asking <- struct{}{}:
+		defer func() { <-r.asking }()
+	case <-ctx.Done():
+		return e, context.Cause(ctx)
 	}
 	bounded, cancel := context.WithTimeout(ctx, reflectorTimeout)
 	defer cancel()

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -307,4 +308,30 @@ type hangingTransport struct{}
 func (hangingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	<-r.Context().Done()
 	return nil, r.Context().Err()
+}
+
+// TestReflectorAtOnce checks that a prober sends at most two requests at once, however many ports are
+// measured.
+func TestReflectorAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := Reflector(reflectorURL).(*reflector)
+		r.transport = hangingTransport{}
+		begun := time.Now()
+		var probes sync.WaitGroup
+		for range 2 * maxAsking {
+			probes.Go(func() { _, _ = r.Probe(t.Context(), testTarget, &stubCatcher{owner: OwnerProgram}) })
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		probes.Go(func() {
+			if _, err := r.Probe(ctx, testTarget, &stubCatcher{owner: OwnerProgram}); !errors.Is(err, errProven) {
+				t.Errorf("the end of a waiting measurement: %v", err)
+			}
+		})
+		synctest.Wait()
+		cancel(errProven)
+		probes.Wait()
+		if took := time.Since(begun); took != 2*reflectorTimeout {
+			t.Errorf("it took %v", took)
+		}
+	})
 }
