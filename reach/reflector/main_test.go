@@ -134,3 +134,14 @@ func start(t testing.TB, h *Handler) string {
 	})
 	return ln.Addr().String()
 }
+
+// isSent waits as long as a call does between its announcement and its first packet, and reports whether the
+// packet is sent.
+func isSent(ctx context.Context) bool {
+	select {
+	case <-time.After(100 * time.Millisecond):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -213,7 +213,6 @@ func (h *Handler) serve(w http.ResponseWriter, control *http.ResponseController,
 	if err != nil {
 		return err
 	}
-	_ = control.SetReadDeadline(time.Time{}) // the server goes on reading, to notice the end of the connection
 	if err := h.check(addr, proxied); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -441,16 +442,22 @@ func TestToken(t *testing.T) {
 	}
 }
 
-// TestClientGone checks that the end of the request ends its calls at once.
+// TestClientGone checks that the end of the request ends its calls at once, and that the handler
+// waits for them.
 func TestClientGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHandler(t, Config{}, noAnswer)
+		var ended atomic.Int32
+		h := newHandler(t, Config{}, func(c dialback.Call, ctx context.Context, announce func(netip.AddrPort)) (dialback.Outcome, time.Duration, error) {
+			defer ended.Add(1)
+			defer time.Sleep(time.Millisecond)
+			return noAnswer(c, ctx, announce)
+		})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		begun := time.Now()
 		serve(h, post(body(tcpProbe(80), tcpProbe(81))).WithContext(ctx))
-		if took := time.Since(begun); took != time.Second {
-			t.Errorf("ended after %v", took)
+		if took := time.Since(begun); took != time.Second+time.Millisecond || ended.Load() != 2 {
+			t.Errorf("ended after %v, and %d calls had ended", took, ended.Load())
 		}
 		if h.limits.running != 0 {
 			t.Errorf("%d probes still count as running", h.limits.running)
@@ -468,7 +475,7 @@ func TestReplyFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHandler(t, Config{}, func(_ dialback.Call, ctx context.Context, announce func(netip.AddrPort)) (dialback.Outcome, time.Duration, error) {
 			announce(source)
-			if ctx.Err() == nil {
+			if isSent(ctx) {
 				t.Error("the call goes on")
 			}
 			return "", 0, ctx.Err()

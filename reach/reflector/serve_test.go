@@ -15,6 +15,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -65,6 +66,9 @@ func run(t *testing.T, h *Handler, config *tls.Config) (*pipes, func() error) {
 	go func() { ended <- h.Serve(ctx, p, config) }()
 	return p, func() error { cancel(); return <-ended }
 }
+
+// whole is a request with a body.
+func whole(body string) string { return head(body) + body }
 
 // head is the header of a request with a body.
 func head(body string) string {
@@ -140,7 +144,7 @@ func TestClientNeverReads(t *testing.T) {
 			calls := 0
 			h := newHandler(t, Config{}, func(_ dialback.Call, ctx context.Context, announce func(netip.AddrPort)) (dialback.Outcome, time.Duration, error) {
 				announce(source)
-				if ctx.Err() == nil {
+				if isSent(ctx) {
 					calls++
 				}
 				return dialback.Refused, 0, nil
@@ -171,17 +175,29 @@ func TestClientNeverReads(t *testing.T) {
 	}
 }
 
-// TestServeEnds checks that Serve lets a running request end, and does not wait for slow clients.
+// TestServeEnds checks that Serve lets a running request end, and cuts the slowest client, which
+// would take 14.8 s.
 func TestServeEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHandler(t, Config{}, noAnswer)
+		var begins, ends atomic.Int32
+		h := newHandler(t, Config{}, func(c dialback.Call, ctx context.Context, announce func(netip.AddrPort)) (dialback.Outcome, time.Duration, error) {
+			begins.Add(1)
+			defer ends.Add(1)
+			defer time.Sleep(2 * time.Second)
+			return noAnswer(c, ctx, announce)
+		})
 		p, end := run(t, h, nil)
-		conn, idle := p.dial(requester), p.dial(other)
+		conn, slow := p.dial(requester), p.dial(other)
 		text := body(tcpProbe(80))
 		_, _ = io.WriteString(conn, head(text)+text)
 		var clients sync.WaitGroup
-		clients.Go(func() { trickle(idle, head(text)) })
-		clients.Go(func() { _, _ = io.Copy(io.Discard, idle) })
+		clients.Go(func() {
+			_, _ = io.WriteString(slow, head(text))
+			time.Sleep(4900 * time.Millisecond)
+			_, _ = io.WriteString(slow, text)
+			time.Sleep(4900 * time.Millisecond)
+			_, _ = io.Copy(io.Discard, slow)
+		})
 		replies := make(chan []byte, 1)
 		go func() {
 			b, _ := io.ReadAll(conn)
@@ -192,15 +208,71 @@ func TestServeEnds(t *testing.T) {
 		if err := end(); err != nil {
 			t.Error(err)
 		}
-		if took := time.Since(begun); took > 10*time.Second {
-			t.Errorf("Serve ended after %v", took)
+		if took := time.Since(begun); took > 11*time.Second || begins.Load() != 2 || ends.Load() != 2 {
+			t.Errorf("Serve ended after %v, and %d of %d calls", took, ends.Load(), begins.Load())
 		}
 		if b := <-replies; !strings.Contains(string(b), `"result":"silent"`) {
 			t.Errorf("the reply is %q", b)
 		}
 		conn.Close()
-		idle.Close()
+		slow.Close()
 		clients.Wait()
+	})
+}
+
+// TestServe checks that a request that takes long, but not too long, gets a complete reply.
+func TestServe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHandler(t, Config{}, func(c dialback.Call, ctx context.Context, announce func(netip.AddrPort)) (dialback.Outcome, time.Duration, error) {
+			time.Sleep(time.Second)
+			return noAnswer(c, ctx, announce)
+		})
+		p, end := run(t, h, nil)
+		conn, text := p.dial(requester), body(tcpProbe(80))
+		var clients sync.WaitGroup
+		clients.Go(func() {
+			_, _ = io.WriteString(conn, head(text))
+			time.Sleep(4 * time.Second)
+			_, _ = io.WriteString(conn, text)
+		})
+		begun := time.Now()
+		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		reply, err := io.ReadAll(response.Body)
+		if err != nil || !strings.HasSuffix(string(reply), `"silent"}`+"\n") || time.Since(begun) != 10*time.Second {
+			t.Errorf("after %v: %v, %s", time.Since(begun), err, reply)
+		}
+		conn.Close()
+		clients.Wait()
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestDisconnect checks that the end of the connection ends the calls.
+func TestDisconnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHandler(t, Config{}, noAnswer)
+		p, end := run(t, h, nil)
+		conn, text := p.dial(requester), body(tcpProbe(80))
+		_, _ = io.WriteString(conn, whole(text))
+		_, _ = bufio.NewReader(conn).ReadString('\n')
+		conn.Close()
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		h.limits.mu.Lock()
+		running := h.limits.running
+		h.limits.mu.Unlock()
+		if running != 0 {
+			t.Errorf("%d probes are still running", running)
+		}
+		if err := end(); err != nil {
+			t.Error(err)
+		}
 	})
 }
 
@@ -309,27 +381,31 @@ func TestTLS(t *testing.T) {
 }
 
 // exchange sends the bytes of a request on a new connection, and returns the status and the body of
-// the reply.
+// the reply. Several goroutines may call it at once.
 func exchange(t testing.TB, to, request string) (int, *bytes.Buffer) {
 	t.Helper()
-	conn, err := net.Dial("tcp", to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if _, err := io.WriteString(conn, request); err != nil {
-		t.Fatal(err)
-	}
-	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
 	var b bytes.Buffer
-	if _, err := b.ReadFrom(response.Body); err != nil {
-		t.Fatal(err)
+	status, err := func() (int, error) {
+		conn, err := net.Dial("tcp", to)
+		if err != nil {
+			return 0, err
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, request); err != nil {
+			return 0, err
+		}
+		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			return 0, err
+		}
+		defer response.Body.Close()
+		_, err = b.ReadFrom(response.Body)
+		return response.StatusCode, err
+	}()
+	if err != nil {
+		t.Error(err)
 	}
-	return response.StatusCode, &b
+	return status, &b
 }
 
 // TestAbsoluteURL checks that the reflector is no proxy: the URL and the Host of a request do

@@ -111,9 +111,6 @@ func (s *stream) probe(ctx context.Context, i int, events chan<- event) {
 		isAnnounced = true
 		send(dialback.Line{State: dialback.StateDialing, Protocol: p.Protocol, Port: p.Port, Address: s.addr, From: from})
 	})
-	if ctx.Err() != nil {
-		return
-	}
 	line := s.done(i, outcome)
 	switch {
 	case err == nil && outcome == dialback.Echoed:
