@@ -45,6 +45,9 @@ var reachProgram = lab.Func("reach", func(p *lab.Proc) {
 				p.Fatal(err)
 			}
 			p.Send(reachReply{})
+		case "path":
+			_ = os.Setenv("PATH", c.Address+":"+os.Getenv("PATH"))
+			p.Send(reachReply{})
 		case "received":
 			p.Send(reachReply{Received: sockets[c.socket()].counts()})
 		case "verify":
@@ -82,7 +85,7 @@ type reachCall struct {
 	Network string        `json:"network"` // "tcp" or "udp"; for "open" as in package net; for "listen" a version of IP
 	Address string        `json:"address,omitempty"`
 	Target  reachTarget   `json:"target"`
-	Probers []string      `json:"probers,omitempty"` // "router", "path:eth1", "reflector:URL", …, or "nothing"
+	Probers []string      `json:"probers,omitempty"` // "router", "path:eth1", "reflector:URL", "ssh:HOST", …, or "nothing"
 	Visits  time.Time     `json:"visits"`            // the program reports its visits after this time
 	Within  time.Duration `json:"within,omitempty"`
 }
@@ -190,6 +193,8 @@ func reachProber(p *lab.Proc, name string) reach.Prober {
 		return reach.Reflector(argument)
 	case "stun":
 		return reach.STUN(argument)
+	case "ssh":
+		return reach.SSH(argument)
 	case "wait":
 		return waiting{}
 	case "phone":
