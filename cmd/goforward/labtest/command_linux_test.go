@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -20,17 +19,6 @@ import (
 	"github.com/natforward/goforward/internal/lab"
 	"golang.org/x/sys/unix"
 )
-
-// builtCommand builds the command as users have it, once, in the private /run of the lab.
-var builtCommand = sync.OnceValues(func() (path string, err error) {
-	const at = "/run/goforward"
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", at, "github.com/natforward/goforward/cmd/goforward")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the command: %w: %s", err, out)
-	}
-	return at, nil
-})
 
 // commandProcess is a running process of the built command.
 type commandProcess struct {

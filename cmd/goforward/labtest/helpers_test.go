@@ -3,6 +3,7 @@ package labtest
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -193,6 +195,17 @@ func unpackedProgram(t *testing.T, dir, program string) string {
 	skipWithoutProgram(t, program+" (.ci/deps fetches it)")
 	return ""
 }
+
+// builtCommand builds the command as users have it, once, in the private /run of the lab.
+var builtCommand = sync.OnceValues(func() (path string, err error) {
+	const at = "/run/goforward"
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", at, "github.com/natforward/goforward/cmd/goforward")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the command: %w: %s", err, out)
+	}
+	return at, nil
+})
 
 // skipWithoutProgram skips a test because a program is missing, or fails it with
 // GOFORWARD_LAB=require.

@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/natforward/goforward/internal/lab"
@@ -76,6 +78,7 @@ func urls(addresses []netip.AddrPort, path string) map[bool]string {
 type reachHelpers struct {
 	first, second, first6, second6 netip.Addr      // the addresses of the wan host
 	reflector                      map[bool]string // the URL over IPv6 or not
+	ssh                            sshServer       // with the command goforward
 }
 
 // startHelpers starts the helpers that the cells need.
@@ -88,17 +91,42 @@ func startHelpers(t *testing.T, home *lab.HomeNet, needs func(prober string) boo
 			netip.AddrPortFrom(h.first, reflectorPort), netip.AddrPortFrom(h.first6, reflectorPort),
 		}})
 	}
+	if needs("stun") {
+		startCoturn(t, home.Wan, h.first, h.second, h.first6, h.second6)
+	}
+	if needs("ssh") {
+		h.ssh = startSSHD(t, home.Wan, h.first6, "/bin/bash")
+		command, err := builtCommand()
+		if err == nil {
+			err = os.Symlink(command, filepath.Join(h.ssh.bin, "goforward"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	return h
 }
 
 // isHelper reports whether a prober uses a helper.
-func isHelper(prober string) bool { return prober == "reflector" }
+func isHelper(prober string) bool {
+	return prober == "reflector" || prober == "stun" || prober == "ssh"
+}
 
 // prober returns the name of a prober for reachProber.
 func (h *reachHelpers) prober(c reachCell) string {
 	switch c.prober {
 	case "reflector":
 		return "reflector:" + h.reflector[c.six]
+	case "stun":
+		if c.six {
+			return "stun:" + h.first6.String()
+		}
+		return "stun:" + h.first.String()
+	case "ssh":
+		if c.six {
+			return "ssh:wanhost6"
+		}
+		return "ssh:wanhost"
 	case "path":
 		return "path:eth1"
 	case "listening", "visit":

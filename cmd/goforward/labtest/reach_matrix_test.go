@@ -74,6 +74,13 @@ func (l *reachLab) open(t *testing.T, socket string) {
 	}
 }
 
+// useSSH makes the program use the configuration of the helper for ssh, if there is one.
+func (l *reachLab) useSSH() {
+	if l.helpers.ssh.path != "" {
+		l.program.call(reachCall{Op: "path", Address: l.helpers.ssh.path}, nil)
+	}
+}
+
 // answers reports whether the program or the service answers to the internet.
 func (l *reachLab) answers(t *testing.T, network string, six bool) bool {
 	t.Helper()
@@ -99,7 +106,7 @@ type reachCell struct {
 }
 
 // reachProbers are the columns of the table.
-var reachProbers = []string{"listening", "router", "hairpin", "path", "phone", "visit", "reflector"}
+var reachProbers = []string{"listening", "router", "hairpin", "path", "phone", "visit", "reflector", "stun", "ssh"}
 
 func (c reachCell) version() string {
 	if c.six {
@@ -172,6 +179,7 @@ func testReachPath(t *testing.T, path reachPath, table *reachTable) {
 	l.helpers = startHelpers(t, l.home, func(prober string) bool {
 		return slices.ContainsFunc(cells, func(c reachCell) bool { return c.prober == prober })
 	})
+	l.useSSH()
 	for _, c := range cells {
 		if (c.prober == "path" || isHelper(c.prober)) && !path.fresh {
 			l.program.call(reachCall{Op: "verify", Network: c.network, Target: l.targets[c.six], Probers: []string{l.helpers.prober(c)}, Within: 2 * maxWait}, nil)

@@ -56,6 +56,9 @@ var reachBase = map[string][]string{
 	"visit/tcp": {fromOutside},
 	"visit/udp": {noEvidence}, // a datagram may be a response
 	"reflector": {fromOutside},
+	"stun/tcp":  {unknown}, // STUN uses UDP
+	"stun/udp":  {fromOutside},
+	"ssh":       {fromOutside},
 }
 
 // except returns what the probers show on a path that differs from one that works.
@@ -67,7 +70,7 @@ func except(changes map[string][]string) map[string][]string {
 
 // blocked is except for a path on which nothing arrives from the internet.
 func blocked(changes map[string][]string) map[string][]string {
-	all := except(map[string][]string{"path": {unreachable}, "phone/tcp": {unknown}, "visit/tcp": {noEvidence}, "reflector": {unreachable}})
+	all := except(map[string][]string{"path": {unreachable}, "phone/tcp": {unknown}, "visit/tcp": {noEvidence}, "reflector": {unreachable}, "stun/udp": {unreachable}, "ssh": {unreachable}})
 	maps.Copy(all, changes)
 	return all
 }
@@ -215,7 +218,7 @@ func allOf(a, b func(*testing.T, *reachLab)) func(*testing.T, *reachLab) {
 var reachPaths = []reachPath{
 	{
 		name: "works", want: reachBase,
-		ci: []string{"router", "path/4", "phone/tcp/4", "visit/tcp", "listening/tcp/4", "reflector"},
+		ci: []string{"router", "path/4", "phone/tcp/4", "visit/tcp", "listening/tcp/4", "reflector", "stun/udp", "ssh"},
 	},
 	{
 		name: "works, NAT loopback", setUp: loopback(true),
@@ -246,7 +249,7 @@ var reachPaths = []reachPath{
 	{name: "provider blocks the port", setUp: providerBlocks, closed: "46", want: blocked(nil)},
 	{
 		name: "provider blocks the port, never reached before", setUp: providerBlocks, closed: "46", fresh: true,
-		want: blocked(map[string][]string{"path": {unknown}, "reflector": {unknown}}),
+		want: blocked(map[string][]string{"path": {unknown}, "reflector": {unknown}, "stun/udp": {unknown}, "ssh": {unknown}}),
 	},
 	{
 		name: "provider blocks the port, NAT loopback", setUp: allOf(providerBlocks, loopback(true)), closed: "46",
@@ -254,7 +257,7 @@ var reachPaths = []reachPath{
 	},
 	{
 		name: "provider blocks the port over IPv4", setUp: providerBlocks4, closed: "4",
-		want: except(map[string][]string{"path/4": {unreachable}, "phone/tcp/4": {unknown}, "visit/tcp/4": {noEvidence}, "reflector/4": {unreachable}}),
+		want: except(map[string][]string{"path/4": {unreachable}, "phone/tcp/4": {unknown}, "visit/tcp/4": {noEvidence}, "reflector/4": {unreachable}, "stun/udp/4": {unreachable}, "ssh/4": {unreachable}}),
 		ci:   []string{"visit/tcp", "reflector/udp"},
 	},
 	{ // the request to a helper comes from another port, so it does not admit the helper
@@ -320,10 +323,10 @@ var reachPaths = []reachPath{
 		want: except(map[string][]string{
 			"listening": {unreachable}, "router/tcp/4": {unknown}, "router/udp/4": {unknown},
 			"path": {unknown}, "phone/tcp/4": {unknown}, "visit/tcp": {noEvidence},
-			"reflector/4": {unknown},
+			"reflector/4": {unknown}, "stun/udp/4": {unknown}, "ssh/4": {unknown},
 		}),
 		falseNo: map[string]string{
-			"reflector/4": elsewhere, "listening/4": elsewhere, "router/4": elsewhere, "hairpin/4": elsewhere, "path/4": elsewhere, "phone/4": elsewhere, "visit/4": elsewhere,
+			"reflector/4": elsewhere, "stun/4": elsewhere, "ssh/4": elsewhere, "listening/4": elsewhere, "router/4": elsewhere, "hairpin/4": elsewhere, "path/4": elsewhere, "phone/4": elsewhere, "visit/4": elsewhere,
 		},
 	},
 	{
@@ -335,7 +338,7 @@ var reachPaths = []reachPath{
 		name: "service of another program", socket: "service",
 		want: except(map[string][]string{
 			"router": {fromLANInferred}, "path/udp": {unknown}, "phone/tcp": {unknown}, "visit/tcp": {noEvidence},
-			"reflector/udp": {unknown},
+			"reflector/udp": {unknown}, "stun/udp": {unknown}, "ssh/udp": {unknown},
 		}),
 		ci: []string{"path/tcp/4", "router/tcp/4", "reflector/tcp"},
 	},
@@ -343,15 +346,15 @@ var reachPaths = []reachPath{
 		name: "service of another program, second uplink translates source ports", socket: "service", setUp: translatePorts,
 		want: except(map[string][]string{
 			"router": {fromLANInferred}, "path": {unknown}, "phone/tcp": {unknown}, "visit/tcp": {noEvidence},
-			"reflector/udp": {unknown},
+			"reflector/udp": {unknown}, "stun/udp": {unknown}, "ssh/udp": {unknown},
 		}),
 	},
 	{
 		name: "service of another program, listed, not forwarded", socket: "service", setUp: listsOnly, closed: "46",
-		want: blocked(map[string][]string{"router": {fromLANInferred}, "path/udp": {unknown}, "reflector/udp": {unknown}}),
+		want: blocked(map[string][]string{"router": {fromLANInferred}, "path/udp": {unknown}, "reflector/udp": {unknown}, "stun/udp": {unknown}, "ssh/udp": {unknown}}),
 	},
 	{
 		name: "service of another program, host firewall drops", socket: "service", setUp: lanFirewall(""), closed: "46",
-		want: blocked(map[string][]string{"router": {unknown}, "path/udp": {unknown}, "reflector/udp": {unknown}}),
+		want: blocked(map[string][]string{"router": {unknown}, "path/udp": {unknown}, "reflector/udp": {unknown}, "stun/udp": {unknown}, "ssh/udp": {unknown}}),
 	},
 }

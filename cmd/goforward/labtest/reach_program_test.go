@@ -85,7 +85,7 @@ type reachCall struct {
 	Network string        `json:"network"` // "tcp" or "udp"; for "open" as in package net; for "listen" a version of IP
 	Address string        `json:"address,omitempty"`
 	Target  reachTarget   `json:"target"`
-	Probers []string      `json:"probers,omitempty"` // "router", "path:eth1", "reflector:URL", "ssh:HOST", …, or "nothing"
+	Probers []string      `json:"probers,omitempty"` // "router", "path:eth1", "reflector:URL", "stun:SERVER", "ssh:HOST", …, or "nothing"
 	Visits  time.Time     `json:"visits"`            // the program reports its visits after this time
 	Within  time.Duration `json:"within,omitempty"`
 }
