@@ -282,15 +282,48 @@ func TestReachReflectorFaults(t *testing.T) {
 	}
 }
 
+// startFaultyReflectors starts faultyProgram and returns the URL of a reflector over IPv6 or not.
+func startFaultyReflectors(t *testing.T, l *reachLab, h *reachHelpers) (url func(name string, six bool) string) {
+	t.Helper()
+	addresses := h.at(faultyPort)
+	l.home.Wan.Start(t, faultyProgram, faultyArgs{
+		append(addresses, netip.AddrPortFrom(h.second, faultyPort), netip.AddrPortFrom(h.second6, faultyPort)), h.second, h.second6,
+	}).Expect(nil)
+	return func(name string, six bool) string { return urls(addresses, "/"+name)[six] }
+}
+
+// TestReachReflectorFaultsService measures a port of another program by reflectors that err or lie. That
+// program gets no nonce, so only the announced source identifies a connection.
+func TestReachReflectorFaultsService(t *testing.T) {
+	t.Parallel()
+	if !longChecks {
+		t.Skip("GOFORWARD_CHECKS=all runs it")
+	}
+	for _, six := range []bool{false, true} {
+		c := reachCell{network: "tcp", six: six}
+		t.Run(c.String(), func(t *testing.T) {
+			t.Parallel()
+			l := newReachLab(t, lab.Uplink{})
+			l.open(t, "service")
+			url := startFaultyReflectors(t, l, startHelpers(t, l.home, noHelpers))
+			l.want(t, c, "another program", "reflector:"+url("turncoat", six), fromOutside)
+			for name, says := range map[string]string{
+				"wrong-source": notReached, "source-of-the-lan": notReached, "from-another-address": notReached, "silent": notReached,
+				"no-announcement": incomplete, "late-announcement": "at the end of its reply", "connected": `says "connected"`,
+				"echoed": "but nothing arrived", "address-of-another-host": "but at the address ", "page": noReply,
+			} {
+				l.want(t, c, "another program", "reflector:"+url(name, six), unknown, says, url(name, six))
+			}
+		})
+	}
+}
+
 func testReachReflectorFaults(t *testing.T, c reachCell) {
 	t.Helper()
 	l := newReachLab(t, lab.Uplink{})
 	l.open(t, "")
 	h := startHelpers(t, l.home, func(string) bool { return false })
-	addresses := []netip.AddrPort{netip.AddrPortFrom(h.first, faultyPort), netip.AddrPortFrom(h.first6, faultyPort)}
-	l.home.Wan.Start(t, faultyProgram, faultyArgs{
-		append(addresses, netip.AddrPortFrom(h.second, faultyPort), netip.AddrPortFrom(h.second6, faultyPort)), h.second, h.second6,
-	}).Expect(nil)
+	all := startFaultyReflectors(t, l, h)
 	measure := func(url, when, says, want string) {
 		t.Helper()
 		r := l.program.call(reachCall{Op: "verify", Network: c.network, Target: l.targets[c.six], Probers: []string{"reflector:" + url}, Within: 2 * maxWait}, nil)
@@ -304,10 +337,10 @@ func testReachReflectorFaults(t *testing.T, c reachCell) {
 			t.Errorf("%s, %s: FALSE %s: %+v", url, when, r.Verdict, r)
 		}
 	}
-	url := func(name string) string { return urls(addresses, "/"+name)[c.six] }
+	url := func(name string) string { return all(name, c.six) }
 
 	// These are away. An address of the other family cannot be used.
-	away := map[string]string{urls(addresses, "")[!c.six]: "no address of the same family"}
+	away := map[string]string{all("500", !c.six): "no address of the same family"}
 	local := urls([]netip.AddrPort{netip.AddrPortFrom(h.first, 9), netip.AddrPortFrom(h.first6, 9)}, "")[c.six]
 	away[local] = "refused"
 	away[urls([]netip.AddrPort{netip.MustParseAddrPort("45.45.45.250:8100"), netip.MustParseAddrPort("[2a0c:7777:2::250]:8100")}, "")[c.six]] = "no route to host"

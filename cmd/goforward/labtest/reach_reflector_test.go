@@ -87,7 +87,7 @@ func TestReachReflectorProxy(t *testing.T) {
 			continue
 		}
 		// The reflector connects to the proxy.
-		l.want(t, c, "a proxy on another host that is not trusted", prober(otherAddrs(84)), unknown, "sees this host at 45.45.45.9")
+		l.want(t, c, "a proxy on another host that is not trusted", prober(otherAddrs(84)), unknown, "sees this host at 45.45.45.9", l.targets[c.six].External.Addr().String())
 		l.want(t, c, "a proxy on another host that buffers", prober(otherAddrs(85)), unknown, "until the end of its reply")
 	}
 }
@@ -269,12 +269,12 @@ add rule inet filter forward iifname "wan0" oifname "lan0" accept
 		prober := "reflector:" + startReflector(t, outer.Wan, reflectorArgs{Addresses: []netip.AddrPort{addrPort(outer.Wan, reflectorPort)}})[false]
 		if longChecks {
 			for _, network := range []string{"tcp", "udp"} {
-				l.want(t, reachCell{network: network}, "behind another NAT", prober, unknown, "sees this host at 45.45.45.1")
+				l.want(t, reachCell{network: network}, "behind another NAT", prober, unknown, "sees this host at 45.45.45.1", "10.66.66.2")
 			}
 		}
 		for _, network := range []string{"tcp", "udp"} {
 			outer.Router.Echo(t, network, fmt.Sprintf(":%d", reachPort))
-			l.want(t, reachCell{network: network}, "the other router answers", prober, unknown, `says "silent"`, "sees this host at 45.45.45.1")
+			l.want(t, reachCell{network: network}, "the other router answers", prober, unknown, `says "silent"`, "sees this host at 45.45.45.1", "10.66.66.2")
 		}
 	})
 	t.Run("wrong address", func(t *testing.T) {
