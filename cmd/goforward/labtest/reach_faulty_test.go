@@ -111,6 +111,7 @@ const (
 	notReached = "it has not reached "
 	incomplete = "did not complete its reply"
 	noReply    = "replies with something else than a reflector"
+	lateSource = "only at the end of its reply"
 )
 
 // faultyReflectors are the faults.
@@ -159,7 +160,7 @@ var faultyReflectors = []faultyReflector{
 	{name: "refused", says: notReached, serve: func(f *faultyRequest) { f.pretend(dialback.Refused) }},
 	{name: "failed", says: "says that it cannot connect", serve: func(f *faultyRequest) { f.pretend(dialback.Failed) }},
 	{name: "long-result", says: notReached, serve: func(f *faultyRequest) { f.pretend(dialback.Outcome(strings.Repeat("x", 3000))) }},
-	{name: "no-time", says: "until the end of its reply", serve: func(f *faultyRequest) {
+	{name: "no-time", says: lateSource, serve: func(f *faultyRequest) {
 		f.announce(f.client, netip.MustParseAddrPort("45.45.45.2:40000"))
 		f.end(dialback.Silent)
 	}},
@@ -196,7 +197,7 @@ var faultyReflectors = []faultyReflector{
 		_, _, _ = f.call().Do(ctx, nil)
 		f.end(dialback.Echoed)
 	}},
-	{name: "late-announcement", blocked: "until the end of its reply", serve: func(f *faultyRequest) {
+	{name: "late-announcement", blocked: lateSource, serve: func(f *faultyRequest) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		var source netip.AddrPort
@@ -309,7 +310,7 @@ func TestReachReflectorFaultsService(t *testing.T) {
 			l.want(t, c, "another program", "reflector:"+url("turncoat", six), fromOutside)
 			for name, says := range map[string]string{
 				"wrong-source": notReached, "source-of-the-lan": notReached, "from-another-address": notReached, "silent": notReached,
-				"no-announcement": incomplete, "late-announcement": "at the end of its reply", "connected": `says "connected"`,
+				"no-announcement": incomplete, "late-announcement": lateSource, "connected": `says "connected"`,
 				"echoed": "but nothing arrived", "address-of-another-host": "but at the address ", "page": noReply,
 			} {
 				l.want(t, c, "another program", "reflector:"+url(name, six), unknown, says, url(name, six))
@@ -340,7 +341,7 @@ func testReachReflectorFaults(t *testing.T, c reachCell) {
 	url := func(name string) string { return all(name, c.six) }
 
 	// These are away. An address of the other family cannot be used.
-	away := map[string]string{all("500", !c.six): "no address of the same family"}
+	away := map[string]string{all("500", !c.six): "no address of the family of the mapping"}
 	local := urls([]netip.AddrPort{netip.AddrPortFrom(h.first, 9), netip.AddrPortFrom(h.first6, 9)}, "")[c.six]
 	away[local] = "refused"
 	away[urls([]netip.AddrPort{netip.MustParseAddrPort("45.45.45.250:8100"), netip.MustParseAddrPort("[2a0c:7777:2::250]:8100")}, "")[c.six]] = "no route to host"
