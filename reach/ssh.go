@@ -46,7 +46,7 @@ const (
 // while it keeps strangers out.
 //
 // A failure is Unreachable only if this prober reached the same external endpoint before, and
-// otherwise Unknown, like every error of ssh and of the host: their words are quoted, but prove
+// otherwise Unknown, like every error of ssh and of the host: their texts are quoted, but prove
 // nothing.
 func SSH(host string) Prober {
 	return &sshHost{helper: helper{name: "ssh:" + host}, host: host, timeout: sshTimeout}
@@ -102,6 +102,7 @@ func (s *sshHost) Probe(ctx context.Context, t Target, catcher Catcher) (Evidenc
 	a, ok := c.follow(bounded, run)
 	run.end()
 	if ok {
+		contacted.add(a.From.Addr()) // by ssh
 		return s.arrived(t, e, at, a, begun)
 	}
 	if cause := context.Cause(ctx); cause != nil {

@@ -52,7 +52,7 @@ func awaitProcesses(t *testing.T, is func(names []string) bool) {
 	}
 }
 
-// TestSSHEnds checks that no process remains on the other host, in any state of the script.
+// TestSSHEnds checks that no process remains on the other host after a success and after the end of the context.
 func TestSSHEnds(t *testing.T) {
 	for _, sh := range []string{"/bin/sh", "/bin/bash"} {
 		for _, way := range []string{"bash", "goforward"} {
