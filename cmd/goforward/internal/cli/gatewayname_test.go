@@ -42,7 +42,7 @@ func TestGatewayLookup(t *testing.T) {
 		"map": {"8080"}, "unmap": {"8080"}, "completion": {"bash"}, "help": {"map"}, "probe": {"x"},
 		"run": {"-p", "8080", "--", "true"},
 	}
-	without := map[string]bool{"help": true, "completion": true, "version": true, "demo": true, "probe": true}
+	without := map[string]bool{"help": true, "completion": true, "version": true, "demo": true, "probe": true, "reflect": true}
 	root := newApp(new(bytes.Buffer), new(bytes.Buffer)).root()
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {

@@ -13,7 +13,8 @@ import (
 // TestProbeEcho checks which bytes probe sends, and that it recognizes the answer.
 func TestProbeEcho(t *testing.T) {
 	t.Parallel()
-	nonce := reach.NewNonce()
+	nonce, want := reach.NewNonce(), reach.NewNonce()
+	answer := []byte(dialback.Greeting + want)
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -33,7 +34,7 @@ func TestProbeEcho(t *testing.T) {
 		defer conn.Close()
 		b := make([]byte, len(dialback.Greeting)+dialback.NonceLength)
 		if _, err := io.ReadFull(conn, b); err == nil {
-			_, _ = conn.Write(b)
+			_, _ = conn.Write(answer)
 		}
 		rest, _ := io.ReadAll(conn)
 		received <- string(b) + string(rest)
@@ -46,11 +47,11 @@ func TestProbeEcho(t *testing.T) {
 				return
 			}
 			received <- string(b[:n])
-			_, _ = pc.WriteTo(b[:n], from)
+			_, _ = pc.WriteTo(answer, from)
 		}
 	}()
 	for _, to := range []string{ln.Addr().String(), pc.LocalAddr().String() + "/udp"} {
-		got := run(t, nil, "probe", to, "--nonce", nonce, "--want", nonce)
+		got := run(t, nil, "probe", to, "--nonce", nonce, "--want", want)
 		if got.code != exitDone || !regexp.MustCompile(`^from 127\.0\.0\.1:\d+\nechoed\n$`).MatchString(got.stdout) {
 			t.Errorf("%s: exit code %d, %q, %s", to, got.code, got.stdout, got.stderr)
 		}

@@ -173,10 +173,6 @@ func verdictOf(checks []*portCheck) error {
 // maxMeasured is the number of ports that are measured at the same time.
 const maxMeasured = 8
 
-// maxReflected is the same if a reflector is used. A reflector refuses a third request of a host at
-// the same time.
-const maxReflected = 2
-
 // measureRounds measures all ports once, or with --every until the interrupt.
 func (a *app) measureRounds(ctx context.Context, checks []*portCheck, v *verifyFlags) error {
 	v.probers = a.newProbers(v)
@@ -214,11 +210,8 @@ func pause(ctx context.Context, d time.Duration, broken <-chan struct{}) error {
 // port after another: a person opens the URLs.
 func (a *app) measureAll(ctx context.Context, checks []*portCheck, v *verifyFlags) {
 	limit := maxMeasured
-	switch {
-	case v.uses(viaPhone):
+	if v.uses(viaPhone) {
 		limit = 1
-	case v.uses(viaReflector):
-		limit = maxReflected
 	}
 	results := make([]chan reach.Result, len(checks))
 	next := make(chan int, len(checks))
