@@ -50,7 +50,9 @@ const (
 // public or not known. If the gateway reports another public address, the Verdict is Unknown.
 //
 // A gateway that admits every address to which any host of its network has sent lets the reflector in
-// while it keeps strangers out. A reflector that connects from a second address is not fooled.
+// while it keeps strangers out. A reflector that has a second address connects from that one, and is not
+// fooled. With http://, a host that sees the request knows the nonce, and can send it from a forged
+// address: prefer https://.
 func Reflector(address string, options ...ReflectorOption) Prober {
 	r := &reflector{helper: helper{name: withoutPassword(address)}, url: address, asking: make(chan struct{}, maxAsking)}
 	for _, o := range options {

@@ -37,7 +37,8 @@ const (
 // that connect directly.
 type Config struct {
 	// DialFrom are addresses of this host from which the reflector connects, at most one of each
-	// family. For a family without an address, the kernel chooses.
+	// family. For a family without an address, it prefers another public address of the interface
+	// than the one to which the request went: a gateway that filters by address may admit that one.
 	DialFrom []netip.Addr
 	// TrustProxy are the reverse proxies whose X-Forwarded-For is believed. The header of any other
 	// host is ignored.
@@ -87,6 +88,7 @@ type Handler struct {
 
 	dial    func(c dialback.Call, ctx context.Context, announce func(from netip.AddrPort)) (dialback.Outcome, time.Duration, error)
 	isLocal func(netip.Addr) bool
+	second  func(netip.Addr) netip.Addr
 	// window is the time between the announcement of a probe and its result, if that is silent.
 	window time.Duration
 	// transfer is how long the header, the body, or a line of the reply may take.
@@ -97,7 +99,7 @@ type Handler struct {
 func New(config Config) (*Handler, error) {
 	h := &Handler{
 		config: config, token: sha256.Sum256([]byte(config.Token)), log: config.Log,
-		dial: dialback.Call.Do, isLocal: netbind.HasAddr, window: 5 * time.Second, transfer: 5 * time.Second,
+		dial: dialback.Call.Do, isLocal: netbind.HasAddr, second: secondAddr, window: 5 * time.Second, transfer: 5 * time.Second,
 	}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
@@ -229,7 +231,7 @@ func (h *Handler) serve(w http.ResponseWriter, control *http.ResponseController,
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("X-Accel-Buffering", "no") // nginx passes on each line at once
 	w.WriteHeader(http.StatusOK)
-	s := &stream{h: h, w: w, control: control, addr: addr, isOperator: isOperator, probes: probes}
+	s := &stream{h: h, w: w, control: control, addr: addr, source: h.source(r, addr), isOperator: isOperator, probes: probes}
 	s.run(r.Context())
 	return nil
 }

@@ -16,7 +16,8 @@ type stream struct {
 	h          *Handler
 	w          http.ResponseWriter
 	control    *http.ResponseController
-	addr       netip.Addr
+	addr       netip.Addr // the target
+	source     netip.Addr // from which to connect, or the zero Addr
 	isOperator bool
 	probes     []dialback.Probe
 	// silent are the probes that have been announced and have no result yet, in the order of the
@@ -106,7 +107,7 @@ func (s *stream) probe(ctx context.Context, i int, events chan<- event) {
 	call, cancel := context.WithTimeout(ctx, s.h.window-s.h.window/50)
 	defer cancel()
 	outcome, rtt, err := s.h.dial(dialback.Call{
-		Protocol: p.Protocol, To: netip.AddrPortFrom(s.addr, p.Port), From: s.from(), Nonce: p.Nonce, Want: p.Want,
+		Protocol: p.Protocol, To: netip.AddrPortFrom(s.addr, p.Port), From: s.source, Nonce: p.Nonce, Want: p.Want,
 	}, call, func(from netip.AddrPort) {
 		isAnnounced = true
 		send(dialback.Line{State: dialback.StateDialing, Protocol: p.Protocol, Port: p.Port, Address: s.addr, From: from})
@@ -126,16 +127,6 @@ func (s *stream) probe(ctx context.Context, i int, events chan<- event) {
 		return
 	}
 	send(line)
-}
-
-// from returns the address from which to connect, or the zero Addr.
-func (s *stream) from() netip.Addr {
-	for _, addr := range s.h.config.DialFrom {
-		if addr.Is4() == s.addr.Is4() {
-			return addr
-		}
-	}
-	return netip.Addr{}
 }
 
 func (s *stream) done(i int, result dialback.Outcome) dialback.Line {

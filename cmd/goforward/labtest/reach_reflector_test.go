@@ -125,8 +125,8 @@ func testReachFilterByAddress(t *testing.T, c reachCell, anyPort bool) {
 	l.helpers = h
 	l.useSSH()
 	name := func(prober string) string { return h.prober(reachCell{prober, c.network, c.six}) }
-	oneAddress := []string{name("reflector"), name("ssh")}
-	twoAddresses := []string{"reflector:" + startReflector(t, l.home.Wan, reflectorArgs{Addresses: h.at(8102), DialFrom: []netip.Addr{h.second, h.second6}})[c.six]}
+	oneAddress := []string{"reflector:" + startReflector(t, l.home.Wan, reflectorArgs{Addresses: h.at(8102), DialFrom: []netip.Addr{h.first, h.first6}})[c.six], name("ssh")}
+	twoAddresses := []string{name("reflector")} // it connects from the second address by itself
 	if c.network == "udp" {
 		twoAddresses = append(twoAddresses, name("stun"))
 	}
