@@ -134,7 +134,7 @@ func ParseResponse(b []byte) (r Response, err error) {
 	switch {
 	case kind != typeSuccess && kind != typeError:
 		return r, fmt.Errorf("%w: message type 0x%04x", errMalformed, kind)
-	case length%4 != 0 || length != len(b)-headerSize:
+	case length != len(b)-headerSize:
 		return r, fmt.Errorf("%w: length %d in %d bytes", errMalformed, length, len(b))
 	}
 	var seen [3]bool // XOR-MAPPED-ADDRESS, OTHER-ADDRESS, ERROR-CODE

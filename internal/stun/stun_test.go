@@ -150,7 +150,7 @@ func TestParseHostile(t *testing.T) {
 		"an address of 0 bytes":        {message(t, "0101", "00200000"), false},
 		"an address of 1 byte":         {message(t, "0101", "00200001 00000000"), false},
 		"a value longer than the rest": {message(t, "0101", "00200009 0001bd530c3f8940"), false},
-		"padding longer than the rest": {append(message(t, "0101"), 0x80, 0x22, 0, 1, 0, 0)[:25], false},
+		"padding longer than the rest": {message(t, "0101", "80220001 61"), false},
 		"a length of 65535":            {message(t, "0101", "8022ffff"), false},
 		"a request":                    {message(t, "0001", mapped), false},
 		"an indication":                {message(t, "0011", mapped), false},
@@ -178,6 +178,9 @@ func TestParseHostile(t *testing.T) {
 	long := message(t, "0111", "000903ec 00000414"+strings.Repeat("61", 1000))
 	if got, err := ParseResponse(long); err != nil || got.Reason != strings.Repeat("a", MaxReason) {
 		t.Errorf("a long reason: %+v, %v", got, err)
+	}
+	if id, ok := IDOf(message(t, "8101")); ok {
+		t.Errorf("ID %x of what is not a STUN message", id)
 	}
 	both := message(t, "0111", mapped, other, "00090004 00000414")
 	if got, err := ParseResponse(both); err != nil || got != (Response{Code: 420}) {
