@@ -10,6 +10,7 @@
 //   - [Path] connects to the external port through another uplink of this host;
 //   - [SSH] connects to the external port from a host on which the user has an account;
 //   - [Phone] asks a person to open a URL;
+//   - [STUN] lets a STUN server answer to the external port, from a second address;
 //   - a connection that a forward.Listener accepted from the internet is a proof too.
 //
 // [Verify] combines them. Only what this host observes counts: a nonce that arrives at the

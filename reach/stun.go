@@ -27,41 +27,42 @@ const (
 )
 
 // STUN returns a prober that lets a STUN server answer to the external port, from an address that
-// this host has never contacted (RFC 5780: RESPONSE-PORT and CHANGE-REQUEST). The server is a host
-// name or an address, with or without a port, such as "stun.example.net" or "[2001:db8::7]:3478".
-// The default port is 3478. If the server is invalid, each measurement fails with
-// backends.ErrInvalid.
+// this host has not contacted (RFC 5780: RESPONSE-PORT and CHANGE-REQUEST). The server is a host
+// name or an address, with or without a port, such as "stun.example.net" or
+// "[2001:db8::7]:3478". The default port is 3478. If the text is invalid, each measurement fails
+// with backends.ErrInvalid.
 //
-// The server must have two addresses of the family of the port, and name the second one in OTHER-ADDRESS.
-// coturn has this if it is started with two addresses (-L), and, since version 4.7, with
-// --rfc5780. Most public servers do not have it: the Verdict is then Unknown, with the reason.
+// The server must have two public addresses of the family of the port, and name the second one
+// (OTHER-ADDRESS). coturn does if it listens on two addresses (-L), and since version 4.7 only with
+// --rfc5780. Most public servers do not: the Verdict is then Unknown, with the reason.
 //
-// Only UDP ports can be measured, and only if the catcher observes datagrams: nothing is sent if
-// another program has the port. The requests come from another port than the internal one. An
-// answer that arrives proves LevelInternet. A missing one is Unreachable only if this prober
-// reached the same external endpoint before, and otherwise Unknown.
+// Only UDP ports can be measured, and only if the catcher observes datagrams. Nothing is sent if
+// another program has the port, and nothing is ever sent from the internal port. An answer that
+// arrives proves LevelInternet. A missing answer is Unreachable only if this prober reached the same
+// external endpoint before and the server still answers, and otherwise Unknown.
 //
-// The server has two endpoints that this host has not contacted. After a measurement, the gateway may
-// remember the packets from the endpoint that was used: it could admit others although the mapping no longer exists, or
-// drop others although a new mapping does. So this process uses an endpoint for an external port
-// again after five minutes. Until then, the Verdict is Unknown, except that one missing
-// answer may confirm another.
+// The server can answer from two endpoints. Afterwards the gateway may remember the packets from that
+// endpoint: it could admit others although the mapping no longer exists, or drop others although a
+// new mapping does. So this process uses each of them again for the same external endpoint only after
+// five minutes. If both were used, the Verdict is Unknown, and the error says for how long. There is
+// one exception: if an answer is missing, the absence of another one may confirm it.
 //
-// An answer does not prove more than that: STUN is not encrypted, so a host on the path or on the local network that reads
-// the request can forge the answer with the address of the server. A server that goes on sending
-// to the port keeps the memory of the gateway alive. Another process that used the same server in
-// the last minutes is not taken into account.
+// A wrong Reachable is possible in three cases. A host of the local network or on the path reads the
+// request and forges the answer, because STUN is not encrypted. The server goes on sending to the
+// port, so that the gateway does not forget its endpoint. Another process of this network measured the
+// same port by the same server in the last minutes, and the mapping has ended since then.
 func STUN(server string) Prober {
 	host, err := stunHost(server)
-	return &stunProber{helper: helper{name: "stun:" + server}, host: host, err: err, flows: &sharedStunFlows, dial: dialHelper}
+	return &stunProber{helper: helper{name: "stun:" + server}, host: host, err: err, contacts: &contacted, flows: &sharedStunFlows, dial: dialHelper}
 }
 
 type stunProber struct {
 	helper
-	host  string // with the port
-	err   error  // why host is invalid
-	flows *stunFlows
-	dial  func(ctx context.Context, t Target, network, host string) (net.Conn, error)
+	host     string // with the port
+	err      error  // why host is invalid
+	contacts *contacts
+	flows    *stunFlows
+	dial     func(ctx context.Context, t Target, network, host string) (net.Conn, error)
 }
 
 // stunHost returns the host and the port of a server.
@@ -113,7 +114,7 @@ func (p *stunProber) Probe(ctx context.Context, t Target, catcher Catcher) (Evid
 		return e, fmt.Errorf("%s: %w", p.name, err)
 	}
 	at := plain.response.Mapped.Addr()
-	other, err := s.alternate(t, plain.response)
+	other, err := p.alternate(t, s.server, plain.response)
 	if err != nil {
 		return e, fmt.Errorf("%s: %w", p.name, err)
 	}
@@ -158,7 +159,7 @@ func (p *stunProber) Probe(ctx context.Context, t Target, catcher Catcher) (Evid
 		return e, fmt.Errorf("%s: it answered to the port of the request, so it does not support RESPONSE-PORT", p.name)
 	case answer.arrival.From != source:
 		return e, fmt.Errorf("an answer by %s arrived from %v instead of %v", p.name, answer.arrival.From, source)
-	case contacted.has(other.Addr()):
+	case p.contacts.has(other.Addr()):
 		return e, fmt.Errorf("%s: %w", p.name, errContacted(other.Addr()))
 	case flow.confirms:
 		return e, fmt.Errorf("an answer by %s arrived, from %v, after another one did not: the router may only remember an earlier one", p.name, source)
@@ -170,9 +171,9 @@ func errContacted(addr netip.Addr) error {
 	return fmt.Errorf("this host has contacted its second address %v too, so the router may admit only that one", addr)
 }
 
-// alternate returns the alternate address and port of the server. It fails if an answer from there
+// alternate returns the alternate address and port of a server. It fails if an answer from there
 // would prove nothing.
-func (s *stunSession) alternate(t Target, r stun.Response) (netip.AddrPort, error) {
+func (p *stunProber) alternate(t Target, server netip.AddrPort, r stun.Response) (netip.AddrPort, error) {
 	at, other := r.Mapped.Addr(), r.Other
 	switch {
 	case !at.IsValid():
@@ -181,11 +182,11 @@ func (s *stunSession) alternate(t Target, r stun.Response) (netip.AddrPort, erro
 		return other, fmt.Errorf("it sees this host at %v, which is not a public address", at)
 	case !other.IsValid():
 		return other, errors.New("it has no second address (OTHER-ADDRESS)")
-	case other.Port() == 0 || other.Addr() == s.server.Addr() || other.Addr() == at:
-		return other, fmt.Errorf("it names %v as its second address, which proves nothing: this host has contacted %v", other, s.server)
+	case other.Port() == 0 || other.Addr() == server.Addr() || other.Addr() == at:
+		return other, fmt.Errorf("it names %v as its second address, which proves nothing: this host has contacted %v", other, server)
 	case !t.IsFromInternet(other.Addr()):
 		return other, fmt.Errorf("it names %v as its second address, which is not an address of the internet", other)
-	case contacted.has(other.Addr()):
+	case p.contacts.has(other.Addr()):
 		return other, errContacted(other.Addr())
 	}
 	return other, nil

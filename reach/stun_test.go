@@ -68,10 +68,10 @@ func newStunServer(t testing.TB) *stunServer {
 	return &stunServer{t: t, addr: "8.8.4.4:3478", catcher: &stubCatcher{owner: OwnerProgram}, plain: coturnSuccess}
 }
 
-// prober returns a prober with a memory of its own.
+// prober returns a prober with memories of its own.
 func (s *stunServer) prober() *stunProber {
 	p := STUN("stun.example").(*stunProber)
-	p.flows = &stunFlows{}
+	p.contacts, p.flows = &contacts{}, &stunFlows{}
 	p.dial = func(_ context.Context, _ Target, network, host string) (net.Conn, error) {
 		if network != "udp" || host != "stun.example:3478" {
 			s.t.Errorf("dialled %s %s", network, host)
@@ -84,8 +84,8 @@ func (s *stunServer) prober() *stunProber {
 	return p
 }
 
-// handle handles a request.
-func (s *stunServer) handle(b []byte, conn *stunConn) {
+// read reads and records a request.
+func (s *stunServer) read(b []byte) stunRequest {
 	r := stunRequest{id: append([]byte(nil), b[4:20]...)}
 	switch attrs := hex.EncodeToString(b[20:]); attrs {
 	case "":
@@ -97,8 +97,13 @@ func (s *stunServer) handle(b []byte, conn *stunConn) {
 		s.t.Errorf("attributes %s", attrs)
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.requests = append(s.requests, r)
-	s.mu.Unlock()
+	return r
+}
+
+// handle handles a request.
+func (s *stunServer) handle(r stunRequest, conn *stunConn) {
 	switch {
 	case r.port == 0 && s.first != nil:
 		s.first(r, conn)
@@ -153,11 +158,11 @@ func (c *stunConn) RemoteAddr() net.Addr {
 }
 
 func (c *stunConn) Write(b []byte) (int, error) {
-	message := append([]byte(nil), b...)
+	r := c.server.read(b)
 	if c.server.delay > 0 {
-		time.AfterFunc(c.server.delay, func() { c.server.handle(message, c) })
+		time.AfterFunc(c.server.delay, func() { c.server.handle(r, c) })
 	} else {
-		c.server.handle(message, c)
+		c.server.handle(r, c)
 	}
 	return len(b), nil
 }
@@ -226,8 +231,8 @@ func TestSTUN(t *testing.T) {
 			from: bothChanged, takes: 3 * stunRTO, asks: 3,
 		},
 		"far away": {
-			set:  func(s *stunServer) { s.delay = 240 * time.Millisecond },
-			from: bothChanged, takes: 480 * time.Millisecond, asks: 1, // no request is repeated needlessly
+			set:  func(s *stunServer) { s.delay = stunRTO + time.Millisecond },
+			from: bothChanged, takes: 2*stunRTO + 2*time.Millisecond, asks: 1, // the second request is not repeated
 		},
 		"silent": {set: func(s *stunServer) { s.plain = "" }, err: "it does not answer", takes: stunTimeout},
 		"too late": {
@@ -353,6 +358,12 @@ func TestSTUN(t *testing.T) {
 			set: func(s *stunServer) { s.plain = edit("0c3f8940", "e1bae940") },
 			err: "it sees this host at 192.168.77.2, which is not a public address",
 		},
+		"sees an address of IPv6": {
+			set: func(s *stunServer) {
+				s.plain = "01010024 2112a442 000102030405060708090a0b 00200014 0002bd530b1ed335000302030405060708090a09" + otherAttribute
+			},
+			err: "it sees this host at ",
+		},
 		"sees another public address": {
 			set: func(s *stunServer) { s.plain = edit("0c3f8940", "0c3f8946") },
 			err: "at the address 45.45.45.4: the router reports 45.45.45.2", asks: 1,
@@ -473,6 +484,30 @@ func TestSTUNFlows(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSTUNRefusals checks that an endpoint of the server stays usable if it was not used, and that the
+// one that was used is remembered even if another one was requested.
+func TestSTUNRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStunServer(t)
+		p := s.prober()
+		probe := func(want string) {
+			t.Helper()
+			if e, err := p.Probe(t.Context(), stunTarget, s.catcher); e.Verdict != Unknown || err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, %v, want %q", e.Verdict, err, want)
+			}
+		}
+		for range 3 {
+			s.forward = func(r stunRequest, c *stunConn) { c.reply(coturnError, r.id) }
+			probe("error 420")
+			s.forward = func(r stunRequest, c *stunConn) { c.reply(coturnSuccess, r.id) }
+			probe("RESPONSE-PORT")
+		}
+		s.forward = func(r stunRequest, _ *stunConn) { s.arrive(r, addressChanged) }
+		probe("instead of " + bothChanged)
+		probe("again in")
+	})
 }
 
 // TestSTUNVerify checks the two samples of Verify: an answer that is missing twice, through different
@@ -599,18 +634,15 @@ func TestSTUNCancelled(t *testing.T) {
 // TestSTUNContacted checks that an answer from an address that this process contacts, also during the
 // measurement, proves nothing.
 func TestSTUNContacted(t *testing.T) {
-	other := netip.MustParseAddr("45.45.45.77")
-	response := strings.Replace(coturnSuccess, "0d972d2d2d03", "0d972d2d2d4d", 1)
 	synctest.Test(t, func(t *testing.T) {
 		s := newStunServer(t)
-		s.plain = response
-		s.forward = func(r stunRequest, _ *stunConn) {
-			contacted.add(other) // another prober
-			s.arrive(r, "45.45.45.77:3479")
-		}
 		p := s.prober()
+		s.forward = func(r stunRequest, _ *stunConn) {
+			p.contacts.add(netip.MustParseAddr("45.45.45.3")) // another prober
+			s.arrive(r, r.source)
+		}
 		for i := range 2 {
-			if e, err := p.Probe(t.Context(), stunTarget, s.catcher); err == nil || !strings.Contains(err.Error(), "has contacted its second address 45.45.45.77 too") {
+			if e, err := p.Probe(t.Context(), stunTarget, s.catcher); err == nil || !strings.Contains(err.Error(), "has contacted its second address 45.45.45.3 too") {
 				t.Errorf("%d: %v, %v", i, e.Verdict, err)
 			}
 		}
