@@ -21,6 +21,7 @@ type background struct {
 	mapping  *Mapping
 	proven   bool // the mapping was reachable at the last verification that showed anything
 	reported bool // EventUnreachable was the last event
+	doubted  bool // the last verification that showed anything found it unreachable, and no second one confirmed that
 }
 
 // verifyInBackground verifies a mapping after each grant, and then regularly, until it is
@@ -38,7 +39,7 @@ func (m *Mapping) verifyInBackground() {
 		var timer *time.Timer
 		if s.IsActive() {
 			if now := fmt.Sprint(endpoints(s.Grants())); now != endpoint {
-				endpoint, b.proven, b.reported = now, false, false
+				endpoint, b.proven, b.reported, b.doubted = now, false, false, false
 			}
 			b.run(f.ctx)
 			timer = time.NewTimer(f.config.VerifyEvery)
@@ -76,13 +77,18 @@ func (b *background) run(ctx context.Context) {
 	if !ok {
 		return
 	}
-	if r.Verdict == reach.Unreachable {
+	if r.Verdict == reach.Unreachable && !b.doubted {
 		if ctxsync.Sleep(ctx, secondLookDelay) != nil {
 			return
 		}
 		if r, ok = b.measure(ctx); !ok {
 			return
 		}
+		// reach.STUN cannot measure again so soon. The next verification is then the second look.
+		b.doubted = r.Verdict == reach.Unknown
+	}
+	if r.Verdict != reach.Unknown {
+		b.doubted = false
 	}
 	if r.Verdict == reach.Unreachable && b.proven && !r.FailsHere() {
 		b.proven = false // it is mapped again once

@@ -354,6 +354,44 @@ func TestVerifyInBackground(t *testing.T) {
 			}
 		})
 	})
+	t.Run("no second look so soon", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := &scriptedProber{verdict: reach.Reachable}
+			gw, events := start(t, p)
+			events.want(t, fmt.Sprint("mapped ", port), verified)
+			p.set(reach.Unreachable)
+			time.Sleep(69 * time.Second) // samples after 60 and 65 seconds
+			p.set(reach.Unknown)
+			time.Sleep(10 * time.Second)
+			p.set(reach.Unreachable)
+			if n := remaps(gw); n != 0 {
+				t.Error("the mapping was mapped again without a second look")
+			}
+			time.Sleep(time.Minute)
+			if n := remaps(gw); n != 1 {
+				t.Errorf("the mapping was mapped again %d times after the second look", n)
+			}
+		})
+	})
+	t.Run("no second look, then reachable", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := &scriptedProber{verdict: reach.Reachable}
+			gw, events := start(t, p)
+			events.want(t, fmt.Sprint("mapped ", port), verified)
+			for range 3 {
+				p.set(reach.Unreachable)
+				time.Sleep(67 * time.Second) // samples 60 and 65 seconds after the last verification
+				p.set(reach.Unknown)
+				time.Sleep(5 * time.Second)
+				p.set(reach.Reachable)
+				time.Sleep(59 * time.Second) // the next verification
+			}
+			events.want(t)
+			if n := remaps(gw); n != 0 {
+				t.Errorf("the mapping was mapped again %d times", n)
+			}
+		})
+	})
 	t.Run("for a moment", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			p := &scriptedProber{verdict: reach.Reachable}
