@@ -33,7 +33,7 @@ type Probe struct {
 	// Protocol is "tcp" or "udp".
 	Protocol backends.Protocol `json:"protocol"`
 	Port     uint16            `json:"port"`
-	// Nonce and Want are those of Call.
+	// Nonce and Want are those of Call. Without the token of the operator, UDP needs both.
 	Nonce string `json:"nonce,omitempty"`
 	Want  string `json:"want,omitempty"`
 }
@@ -48,8 +48,8 @@ type Line struct {
 	Address netip.Addr `json:"address"`
 	// From is the source from which it connects, in an announcement.
 	From netip.AddrPort `json:"from,omitzero"`
-	// Result is the result: Echoed or Silent. With the token of the operator it is an Outcome, or
-	// Failed.
+	// Result is the result: Echoed or Silent, or Failed without an announcement. With the token of
+	// the operator it is an Outcome, or Failed.
 	Result Outcome `json:"result,omitempty"`
 	// RTT is the time until the answer arrived, in milliseconds. It is 0 unless Result is Echoed
 	// or the token was given.

@@ -17,6 +17,7 @@ import (
 // returns nil after all goroutines have ended. If the listener fails, it returns the error. It always closes
 // the listener.
 func (h *Handler) Serve(ctx context.Context, ln net.Listener, config *tls.Config) error {
+	defer func() { _ = ln.Close() }() // a server with an unusable config does not do it
 	ln = &boundedListener{Listener: ln, isProxy: func(a netip.Addr) bool { return contains(h.config.TrustProxy, a) }, by: map[netip.Prefix]int{}}
 	var conns sync.WaitGroup
 	protocols := new(http.Protocols)

@@ -276,7 +276,8 @@ func TestDisconnect(t *testing.T) {
 	})
 }
 
-// TestServeFails checks that the error of the listener is returned.
+// TestServeFails checks that errors of the listener and of the TLS configuration are returned, and
+// that the listener is closed.
 func TestServeFails(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -284,6 +285,13 @@ func TestServeFails(t *testing.T) {
 	}
 	_ = ln.Close()
 	if err := newHandler(t, Config{}, nil).Serve(t.Context(), ln, nil); !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+	p := newPipes()
+	if err := newHandler(t, Config{}, nil).Serve(t.Context(), p, &tls.Config{}); err == nil { //nolint:gosec // it is not used
+		t.Error("served without a certificate")
+	}
+	if _, err := p.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Error(err)
 	}
 }
