@@ -210,7 +210,7 @@ func TestUDP(t *testing.T) {
 				_, _ = c.WriteToUDPAddrPort([]byte(Greeting+want), from)
 			}
 		})
-		outcome, rtt, err := call.Do(within(t, 2*time.Second), func(from netip.AddrPort) { announced = from })
+		outcome, rtt, err := call.Do(within(t, 4*time.Second), func(from netip.AddrPort) { announced = from })
 		n, expected := 3, Sent
 		if echoes {
 			n, expected = 2, Echoed
