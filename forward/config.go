@@ -92,7 +92,8 @@ type Config struct {
 	// Forwarder wants no checks, and a lost mapping is noticed only by an announcement or at
 	// the next renewal. The interval is at least one second.
 	CheckEvery time.Duration
-	// Verify are the probers that measure whether the internet reaches a mapping. If there are
+	// Verify are the probers that measure whether the internet reaches a mapping, such as
+	// reach.Reflector, reach.SSH, reach.STUN or reach.Path. They contact the hosts that they name. If there are
 	// any, each mapping is verified in the background after it is granted, after its endpoint
 	// changes, and every VerifyEvery: see EventVerified and EventUnreachable. A mapping that was
 	// proven reachable and no longer is gets deleted and requested again once. Verify in the

@@ -38,7 +38,9 @@
 //
 // This host's own firewall must admit the connections too: a mapping on the gateway does not
 // change it. Mapping.Verify measures whether connections arrive, and with Config.Verify that is
-// repeated in the background: see package reach and docs/reachability.md.
+// repeated in the background. A proof of access from the internet needs a prober that uses another
+// uplink or a host of the internet, such as reach.Reflector: see package reach and
+// docs/reachability.md.
 //
 // # Several programs
 //

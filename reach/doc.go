@@ -8,6 +8,7 @@
 //   - [Router] makes the router connect to this host, which shows what this host's firewall does;
 //   - [Hairpin] connects to the external port from inside;
 //   - [Path] connects to the external port through another uplink of this host;
+//   - [Reflector] and [STUN] make a server of the internet connect to the external port;
 //   - [SSH] connects to the external port from a host on which the user has an account;
 //   - [Phone] asks a person to open a URL;
 //   - [STUN] lets a STUN server answer to the external port, from a second address;

@@ -28,13 +28,14 @@ func recipe(t *testing.T, name string) string {
 func TestRecipeCommands(t *testing.T) {
 	t.Parallel()
 	command := regexp.MustCompile(`(?m)^(?:ExecStart=\S*/|\$ |)goforward (reflect\b.*)$`)
-	for name, want := range map[string]int{"goforward-reflect.service": 1, "token.conf": 1, "README.md": 4} {
+	for name, want := range map[string]int{"goforward-reflect.service": 1, "token.conf": 1, "README.md": 4, "../../docs/reflector.md": 2} {
 		all := command.FindAllStringSubmatch(recipe(t, name), -1)
 		if len(all) < want {
 			t.Errorf("%s has %d commands, want %d", name, len(all), want)
 		}
 		for _, m := range all {
-			line := strings.ReplaceAll(m[1], "%d/", "/run/credentials/")
+			line, _, _ := strings.Cut(m[1], " #")
+			line = strings.ReplaceAll(line, "%d/", "/run/credentials/")
 			if err := checkExample(line); err != nil || strings.Contains(line, "%") {
 				t.Errorf("%s: %q: %v", name, line, err)
 			}
