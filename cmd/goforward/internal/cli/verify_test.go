@@ -314,7 +314,7 @@ func TestVia(t *testing.T) {
 		"https://example.net": {viaReflector, "https://example.net"}, "HTTP://example.net:8099/": {viaReflector, "http://example.net:8099"},
 		"https://example.net/goforward//": {viaReflector, "https://example.net/goforward"}, "http://[2001:db8::1]:80": {viaReflector, "http://[2001:db8::1]:80"},
 		"ssh:example.net": {viaSSH, "example.net"}, "SSH:me@my_vps": {viaSSH, "me@my_vps"}, "ssh:me@2001:db8::1": {viaSSH, "me@2001:db8::1"},
-		"stun:example.net": {viaSTUN, "example.net"}, "stun:192.0.2.1:3479": {viaSTUN, "192.0.2.1:3479"}, "stun:[2001:db8::1]": {viaSTUN, "[2001:db8::1]"}, "stun:[2001:db8::1]:3478": {viaSTUN, "[2001:db8::1]:3478"},
+		"stun:example.net": {viaSTUN, "example.net"}, "stun:192.0.2.1:3479": {viaSTUN, "192.0.2.1:3479"}, "stun:[2001:db8::1]": {viaSTUN, "[2001:db8::1]"}, "stun:2001:db8::1": {viaSTUN, "2001:db8::1"}, "stun:[2001:db8::1]:3478": {viaSTUN, "[2001:db8::1]:3478"},
 	} {
 		all, err := new(verifyFlags).addVia(text)
 		if err != nil || !slices.Equal(all, []via{want}) {
@@ -329,7 +329,7 @@ func TestVia(t *testing.T) {
 		"https:": errReflector, "https://": errReflector, "http:example.net": errReflector, "https://:80": errReflector, "https://-host": errReflector, "https://example.net?x": errReflector, "https://example.net?": errReflector,
 		"https://example.net/#x": errReflector, "https://example.net:99999": errReflector, "https://example.net:0": errReflector, "https://a b": errReflector, "https://example.net:x": errReflector,
 		"ssh:": errSSH, "ssh:-oProxyCommand=x": errSSH, "ssh:me@-oProxyCommand=x": errSSH, "ssh:-l@host": errSSH, "ssh:host:22": errSSH, "ssh:a b": errSSH, "ssh://host": errSSH, "ssh:me@": errSSH, "ssh:@host": errSSH, "ssh:$(x)@host": errSSH, "ssh:host;x": errSSH,
-		"stun:": errSTUN, "stun::3478": errSTUN, "stun:-host": errSTUN, "stun:host:": errSTUN, "stun:host:0": errSTUN, "stun:host:99999": errSTUN, "stun://host": errSTUN, "stun:2001:db8::1": errSTUN,
+		"stun:": errSTUN, "stun::3478": errSTUN, "stun:-host": errSTUN, "stun:host:": errSTUN, "stun:host:0": errSTUN, "stun:host:99999": errSTUN, "stun://host": errSTUN, "stun:2001:db8::1]:1": errSTUN, "stun:0.0.0.0": errSTUN, "https://[::]": errReflector, "ssh:224.0.0.1": errSSH,
 	} {
 		if all, err := new(verifyFlags).addVia(text); !errors.Is(err, want) {
 			t.Errorf("%q: %v, %v, want %v", text, all, err, want)

@@ -163,11 +163,13 @@ var (
 	userName = lazyregexp.New(`^[\p{L}\p{N}_][\p{L}\p{N}_.+-]*$`)
 )
 
-// isHost reports whether a text is an IP address or can be a host name. A host name does not begin
+// isHost reports whether a text is the IP address of a host or can be a host name. A host name does not begin
 // with "-": ssh would read an option.
 func isHost(s string) bool {
-	_, err := netip.ParseAddr(s)
-	return err == nil || hostName().MatchString(s)
+	if addr, err := netip.ParseAddr(s); err == nil {
+		return !addr.IsUnspecified() && !addr.IsMulticast()
+	}
+	return hostName().MatchString(s)
 }
 
 // isPortOrEmpty reports whether a text is the number of a port, or empty.
@@ -188,8 +190,12 @@ func checkDestination(s string) error {
 	return nil
 }
 
-// checkServer returns an error if a text is not HOST or HOST:PORT, with an IPv6 address in brackets.
+// checkServer returns an error if a text is not HOST or HOST:PORT. An IPv6 address needs
+// brackets if a port follows.
 func checkServer(s string) error {
+	if addr, err := netip.ParseAddr(s); err == nil && addr.Is6() { // without brackets
+		s = "[" + s + "]"
+	}
 	host, port, err := net.SplitHostPort(s)
 	if err != nil { // without a port
 		host, port, err = net.SplitHostPort(s + ":1")
