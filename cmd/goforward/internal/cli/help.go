@@ -384,8 +384,9 @@ then use TLS, or a reverse proxy that adds X-Forwarded-For, with --trust-proxy. 
 the token, requests also get the reason of a failure, and are not limited for each host. Clients
 take the token from the environment variable GOFORWARD_REFLECTOR_TOKEN.
 
-If this host has two addresses, a connection from the second one proves more. Use the first one
-in --listen, and the second one in --dial-from.`
+If this host has a second public address, the reflector connects from that one, which proves more:
+a router may admit an address only because a request went to it. With --dial-from, it
+connects from another address.`
 
 const reflectExamples = `  goforward reflect
   goforward reflect --listen 198.51.100.8:80 --dial-from 198.51.100.9

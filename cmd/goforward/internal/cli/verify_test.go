@@ -470,6 +470,8 @@ func TestReachedElsewhere(t *testing.T) {
 	unknown := upToRouter
 	proof.Inferred = true
 	unknown.Evidence = []reach.Evidence{proof}
+	inferred := same
+	inferred.Evidence = append([]reach.Evidence{proof}, same.Evidence...) // the first one is about another port
 	for _, tt := range []struct {
 		result  reach.Result
 		line    string
@@ -478,6 +480,7 @@ func TestReachedElsewhere(t *testing.T) {
 		{same, "tcp 192.168.9.2:8080 reachable\n", ""},
 		{elsewhere, "tcp 203.0.113.9:8080 reachable\n", `"reached":{"ip":"203.0.113.9","port":8080},`},
 		{unknown, "tcp 192.168.9.2:8080 unknown\n", ""},
+		{inferred, "tcp 192.168.9.2:8080 reachable\n", ""},
 	} {
 		for _, json := range []bool{false, true} {
 			var stdout bytes.Buffer
