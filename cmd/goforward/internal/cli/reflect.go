@@ -163,13 +163,9 @@ func (a *app) reflect(ctx context.Context, rf *reflectFlags) error {
 		a.reportCounts(ctx, begun, h.Stats)
 	})
 	err = h.Serve(ctx, ln, tlsConfig)
-	isInterrupted := ctx.Err() != nil
 	cancel()
 	counting.Wait()
 	a.printCounts(begun, h.Stats())
-	if isInterrupted {
-		return nil
-	}
 	return err
 }
 
