@@ -141,6 +141,30 @@ func (home *HomeNet) JoinOutside(name, addr string) *Host {
 	return h
 }
 
+// JoinBehind adds a host behind a host of the router's external network, whose address is
+// translated to it one to one, for IPv4. The address is as in "10.9.9.2/24"; the host in front gets the address
+// before it.
+func (home *HomeNet) JoinBehind(t testing.TB, front *Host, name, addr string) *Host {
+	t.Helper()
+	prefix := netip.MustParsePrefix(addr)
+	h, gateway := home.lab.Host(name), prefix.Addr().Prev()
+	home.lab.Connect(h.Port("eth0", addr), front.Port("eth1", netip.PrefixFrom(gateway, prefix.Bits()).String()))
+	h.Exec(t, "ip", "route", "add", "default", "via", gateway.String())
+	front.Sysctl(t, "net.ipv4.ip_forward", "1")
+	front.Nft(t, `table ip nat {
+	chain prerouting {
+		type nat hook prerouting priority -100;
+		iifname "eth0" dnat to `+prefix.Addr().String()+`
+	}
+	chain postrouting {
+		type nat hook postrouting priority 100;
+		oifname "eth0" snat to `+front.Addr().String()+`
+	}
+}
+`)
+	return h
+}
+
 func (home *HomeNet) plugIn(h *Host, addr string) {
 	t := home.lab.t
 	t.Helper()

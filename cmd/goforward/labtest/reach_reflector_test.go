@@ -92,6 +92,35 @@ func TestReachReflectorProxy(t *testing.T) {
 	}
 }
 
+// TestReachReflectorTranslated measures by a reflector whose host has a private address that is translated one
+// to one, as virtual machines have. It announces the private address. The port of another program
+// cannot be measured by it.
+func TestReachReflectorTranslated(t *testing.T) {
+	t.Parallel()
+	for _, socket := range []string{"", "service"} {
+		name := map[string]string{"": "own socket", "service": "service of another program"}[socket]
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab.Scenario(t, "reach: a reflector behind a one-to-one NAT, "+name)
+			l := newReachLab(t, lab.Uplink{})
+			l.open(t, socket)
+			provider := l.home.JoinOutside("nat", "45.45.45.10/24")
+			vps := l.home.JoinBehind(t, provider, "vps", "10.9.9.2/24")
+			prober := "reflector:" + startReflector(t, vps, reflectorArgs{Addresses: []netip.AddrPort{addrPort(vps, reflectorPort)}})[false]
+			prober = strings.Replace(prober, "10.9.9.2", "45.45.45.10", 1)
+			for _, network := range []string{"tcp", "udp"} {
+				c := reachCell{network: network}
+				switch {
+				case socket == "":
+					l.want(t, c, name, prober, fromOutside, "from 45.45.45.10:")
+				case network == "tcp":
+					l.want(t, c, name, prober, unknown, "http://45.45.45.10:8100")
+				}
+			}
+		})
+	}
+}
+
 // TestReachFilterByAddress measures through a router that admits only hosts to which the home has sent
 // packets. A request to a helper comes from another port than the measured one. If the router filters
 // for each port, no helper is admitted. If it filters for the home as a whole, a helper that connects
