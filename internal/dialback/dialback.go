@@ -126,15 +126,17 @@ func start(ctx context.Context, announce func(netip.AddrPort), from net.Addr) er
 }
 
 func (c Call) tcp(ctx context.Context, announce func(netip.AddrPort)) (Outcome, time.Duration, error) {
-	// The source must be known before the connection begins.
-	local, err := c.freeEndpoint(ctx)
+	// The source must be known before the connection begins, and no other socket may get it until then.
+	source, err := c.reserve(ctx)
 	if err != nil {
 		return "", 0, err
 	}
-	if err := start(ctx, announce, local); err != nil {
+	err = start(ctx, announce, source.Addr())
+	_ = source.Close()
+	if err != nil {
 		return "", 0, err
 	}
-	d := net.Dialer{LocalAddr: local}
+	d := net.Dialer{LocalAddr: source.Addr()}
 	d.SetMultipathTCP(false)
 	begun := time.Now()
 	conn, err := d.DialContext(ctx, "tcp", c.To.String())
@@ -171,8 +173,9 @@ func (c Call) tcp(ctx context.Context, announce func(netip.AddrPort)) (Outcome, 
 	return Echoed, time.Since(begun), nil
 }
 
-// freeEndpoint returns a local TCP endpoint that is free.
-func (c Call) freeEndpoint(ctx context.Context) (*net.TCPAddr, error) {
+// reserve returns a socket that has a local TCP endpoint which was free. What connects to it is reset when it is
+// closed.
+func (c Call) reserve(ctx context.Context) (net.Listener, error) {
 	from := c.From
 	if !from.IsValid() { // the address that the kernel would choose; nothing is sent
 		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(c.To))
@@ -184,12 +187,7 @@ func (c Call) freeEndpoint(ctx context.Context) (*net.TCPAddr, error) {
 	}
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
-	ln, err := lc.Listen(ctx, "tcp", netip.AddrPortFrom(from, 0).String())
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().(*net.TCPAddr), nil //nolint:forcetypeassert // package net guarantees this type for TCP
+	return lc.Listen(ctx, "tcp", netip.AddrPortFrom(from, 0).String())
 }
 
 func (c Call) udp(ctx context.Context, announce func(netip.AddrPort)) (Outcome, time.Duration, error) {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -128,6 +129,42 @@ func TestTCP(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestManyCalls checks that calls at the same time do not take each other's source between the
+// announcement and the connection. Without a reservation, two of 300 calls would choose the same one
+// in most runs.
+func TestManyCalls(t *testing.T) {
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer ln.Close()
+	all.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() {
+				defer c.Close()
+				_, _ = io.WriteString(c, Greeting+want)
+				readAll(c)
+			})
+		}
+	})
+	var calls sync.WaitGroup
+	for range 300 {
+		calls.Go(func() {
+			call := Call{Protocol: backends.TCP, To: netip.MustParseAddrPort(ln.Addr().String()), Nonce: nonce, Want: want}
+			if outcome, _, err := call.Do(within(t, time.Minute), func(netip.AddrPort) {}); outcome != Echoed || err != nil {
+				t.Errorf("%v, %v", outcome, err)
+			}
+		})
+	}
+	calls.Wait()
 }
 
 // closedPort returns a port of 127.0.0.1 that refuses everything: a socket has it that is connected
