@@ -159,6 +159,7 @@ func (c *sshCall) script() string {
 		bytes, count = greeting+c.nonce, "1"
 	}
 	return strings.NewReplacer(
+		"\r\n", "\n", // of git on Windows
 		"@TAG", c.tag, "@ENDPOINT", c.to.String(), "@ADDRESS", c.to.Addr().String(), "@PORT", strconv.Itoa(int(c.to.Port())),
 		"@PROTOCOL", c.protocol.String(), "@NONCE", c.nonce, "@BYTES", bytes, "@COUNT", count,
 	).Replace(sshScript)
