@@ -35,6 +35,8 @@ func (a *app) probeCommand() *cobra.Command {
 			switch {
 			case call.Want != "" && call.Nonce == "":
 				return usagef("--want needs --nonce: a program answers only a nonce that it knows")
+			case call.Want != "" && call.Want == call.Nonce:
+				return usagef("--want and --nonce are equal: a program that repeats everything would seem to know the answer")
 			case call.Nonce == "" && call.Protocol == backends.UDP:
 				call.Nonce = reach.NewNonce()
 			}

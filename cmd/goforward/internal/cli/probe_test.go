@@ -53,7 +53,7 @@ func TestProbeEcho(t *testing.T) {
 	for _, to := range []string{ln.Addr().String(), pc.LocalAddr().String() + "/udp"} {
 		got := run(t, nil, "probe", to, "--nonce", nonce, "--want", want)
 		if got.code != exitDone || !regexp.MustCompile(`^from 127\.0\.0\.1:\d+\nechoed\n$`).MatchString(got.stdout) {
-			t.Errorf("%s: exit code %d, %q, %s", to, got.code, got.stdout, got.stderr)
+			t.Fatalf("%s: exit code %d, %q, %s", to, got.code, got.stdout, got.stderr)
 		}
 		if text := <-received; text != "GFWD1 "+nonce {
 			t.Errorf("%s: received %q", to, text)
