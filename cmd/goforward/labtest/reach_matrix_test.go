@@ -137,6 +137,9 @@ func (p reachPath) reachCells() (cells []reachCell) {
 		for _, network := range []string{"tcp", "udp"} {
 			for _, name := range reachProbers {
 				c := reachCell{name, network, six}
+				if name == "ssh" && !canRunSSHD() {
+					continue
+				}
 				if longChecks || slices.ContainsFunc(c.keys(), func(key string) bool { return slices.Contains(p.ci, key) }) {
 					cells = append(cells, c)
 				}
