@@ -11,11 +11,13 @@ import (
 	"github.com/natforward/goforward/reach"
 )
 
-// verifyingProgram is a program with a Listener that is verified in the background through the
-// second uplink. It sends its events.
+// verifyingProgram is a program with a Listener that is verified in the background by a prober. It
+// sends its events.
 var verifyingProgram = lab.Func("verifying", func(p *lab.Proc) {
+	var name string
+	p.Args(&name)
 	f, err := forward.New(&forward.Config{
-		CheckEvery: -1, Verify: []reach.Prober{reach.Path("eth1")}, VerifyEvery: 10 * time.Second,
+		CheckEvery: -1, Verify: []reach.Prober{reachProber(p, name)}, VerifyEvery: 10 * time.Second,
 		OnEvent: func(e forward.Event) {
 			p.Send(verifyingEvent{Kind: e.Kind.String(), Reason: e.Reason, Verdict: e.Result.Verdict.String()})
 		},
@@ -45,11 +47,26 @@ type verifyingEvent struct {
 // the port, which no mapping can cure: that is reported.
 func TestReachRepair(t *testing.T) {
 	t.Parallel()
-	lab.Scenario(t, "reach: a mapping that the router lists and does not forward is mapped again")
+	for _, prober := range []string{"path", "reflector"} {
+		t.Run(prober, func(t *testing.T) {
+			t.Parallel()
+			if prober == "path" {
+				lab.Scenario(t, "reach: a mapping that the router lists and does not forward is mapped again")
+			} else if !longChecks {
+				t.Skip("GOFORWARD_CHECKS=all runs it")
+			}
+			testReachRepair(t, prober)
+		})
+	}
+}
+
+func testReachRepair(t *testing.T, prober string) {
+	t.Helper()
 	l := &reachLab{home: lab.Home(t, lab.Router{IPv6: true})}
 	suppressAnnouncements(t, l.home)
 	l.home.SecondUplink(t, lab.Uplink{})
-	proc := l.home.Lan.Start(t, verifyingProgram, nil)
+	h := startHelpers(t, l.home, func(needed string) bool { return needed == prober })
+	proc := l.home.Lan.Start(t, verifyingProgram, h.prober(reachCell{prober: prober}))
 	want := func(kind forward.EventKind) {
 		t.Helper()
 		begin := time.Now()
