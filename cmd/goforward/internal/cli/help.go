@@ -192,7 +192,7 @@ this host, and does it forward the port? Access from the internet needs one of t
 
   --via URL        a reflector: https://HOST or http://HOST:PORT of a host of yours that runs
                    goforward reflect. Its token, if it has one, is in GOFORWARD_REFLECTOR_TOKEN.
-  --via ssh:HOST   a host with a shell; for UDP, goforward must be installed there
+  --via ssh:HOST   a host on which you have an account, with goforward or bash
   --via stun:HOST  a STUN server that supports RFC 5780; only for UDP
   --via if:NAME    another interface of this host that leads to the internet, such as a modem
   --via phone      a URL to open on a phone without Wi-Fi. It needs a TCP port that no

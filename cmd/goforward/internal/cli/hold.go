@@ -48,6 +48,8 @@ func (hf *holdFlags) check(cmd *cobra.Command, specs []*spec) error {
 	switch {
 	case v.every != 0 && (!hf.hold || !v.ofMap):
 		return usagef("--every needs --hold and --verify; to measure a mapping again and again, use goforward verify")
+	case v.isTooOften():
+		return errTooOften
 	case v.uses(viaPhone) && hf.hold:
 		return usagef("--verify=phone and --hold exclude each other: use goforward verify --via phone")
 	case v.ofMap && specs[0].to.IsValid():

@@ -45,6 +45,9 @@ func (a *app) verifyCommand() *cobra.Command {
 			if v.every != 0 && v.uses(viaPhone) {
 				return usagef("--every and --via phone exclude each other: a person opens the URL only once")
 			}
+			if v.isTooOften() {
+				return errTooOften
+			}
 			if v.noRepair && v.every == 0 {
 				return usagef("--no-repair needs --every")
 			}

@@ -24,6 +24,10 @@ import (
 // than five seconds.
 const shortestInterval = 10 * time.Second
 
+// shortestStunInterval is the shortest interval of --every with a STUN server. More often, reach.STUN
+// cannot measure.
+const shortestStunInterval = 5 * time.Minute
+
 // verifyFlags are the flags of verify, and those of map that concern a measurement.
 type verifyFlags struct {
 	via      []via
@@ -69,6 +73,13 @@ func (v *verifyFlags) registerEvery(cmd *cobra.Command, usage string) {
 func (v *verifyFlags) uses(kind string) bool {
 	return slices.ContainsFunc(v.via, func(one via) bool { return one.kind == kind })
 }
+
+// isTooOften reports whether --every is too short for a STUN server.
+func (v *verifyFlags) isTooOften() bool {
+	return v.every != 0 && v.every < shortestStunInterval && v.uses(viaSTUN)
+}
+
+var errTooOften = usagef("a STUN server cannot measure a port so often: want --every of at least 5m")
 
 // parseInterval reads the value of --every.
 func parseInterval(s string) (time.Duration, error) {
