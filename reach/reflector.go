@@ -134,7 +134,7 @@ func (r *reflector) Probe(ctx context.Context, t Target, catcher Catcher) (Evide
 	case cause != nil:
 		return e, cause
 	default:
-		return r.silent(t, e, m, err)
+		return r.silent(t, e, m, catcher.Owner(), err)
 	}
 	if !m.address().IsValid() {
 		<-ended // a proxy may hold the announcement back until the end of the reply
@@ -200,7 +200,7 @@ func (m *reflection) address() netip.Addr {
 }
 
 // silent returns the evidence if nothing arrived. The error is why the reply ended.
-func (r *reflector) silent(t Target, e Evidence, m *reflection, err error) (Evidence, error) {
+func (r *reflector) silent(t Target, e Evidence, m *reflection, owner Owner, err error) (Evidence, error) {
 	m.mu.Lock()
 	announced, result, between := m.announced, m.result, m.between
 	m.mu.Unlock()
@@ -211,6 +211,8 @@ func (r *reflector) silent(t Target, e Evidence, m *reflection, err error) (Evid
 		return e, fmt.Errorf("%s did not complete its reply", r.name)
 	case between < shortestSilence: // a connection was not recognized if it arrived before the announcement
 		return e, fmt.Errorf("%s or a proxy in front of it announced the source of its connection only at the end of its reply", r.name)
+	case owner == OwnerOther && backends.ScopeOf(announced.From.Addr()) != backends.ScopePublic:
+		return e, fmt.Errorf("%s is behind a NAT and connects from %v, so its connection to another program cannot be recognized: stop the program on the port during the measurement", r.name, announced.From.Addr())
 	case result.Result == dialback.Failed:
 		return e, fmt.Errorf("%s says that it cannot connect: %s", r.name, quote(result.Error))
 	case result.Result == dialback.Echoed:

@@ -133,7 +133,7 @@ func TestReflector(t *testing.T) {
 		"a redirect":                   {f: fakeReflector{status: 307, header: http.Header{"Location": {"http://127.0.0.1:1/"}}}, text: "HTTP status 307"},
 		"table: the announced source":  {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}}, owner: OwnerOther, arrives: reflectorAt, verdict: Reachable, external: "45.45.45.1:8080"},
 		"table: another port":          {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, after: []string{done("silent")}, silence: 5 * time.Second}, owner: OwnerOther, arrives: "8.8.8.8:9", text: `says "silent"`},
-		"table: reflector in a NAT":    {f: fakeReflector{before: []string{dialing(testExternal, "10.9.9.9:40122")}, after: []string{done("silent")}, silence: 5 * time.Second}, owner: OwnerOther, arrives: "8.8.8.8:40122", text: `says "silent"`},
+		"table: reflector in a NAT":    {f: fakeReflector{before: []string{dialing(testExternal, "10.9.9.9:40122")}, after: []string{done("silent")}, silence: 5 * time.Second}, owner: OwnerOther, arrives: "8.8.8.8:40122", text: "is behind a NAT and connects from 10.9.9.9"},
 		"table: announced too late":    {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, heldBack: true, after: []string{done("silent")}}, owner: OwnerOther, arrives: reflectorAt, text: "only at the end"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -379,9 +379,9 @@ The reflector prints the address on which it listens. Once an hour, and at the e
 how many requests there were. With -v, it logs each request to connect, with a part of the
 address. With --json, it prints objects.
 
-Without --cert, the reflector uses plain HTTP. Requests have no secret, unless there is a token:
-then use TLS, or a reverse proxy that adds X-Forwarded-For, with --trust-proxy. With
-the token, requests also get the reason of a failure, and are not limited for each host. Clients
+Without --cert, the reflector uses plain HTTP. A host that sees a request could then forge an
+arrival, and read a token: use TLS, or a reverse proxy that adds X-Forwarded-For, with --trust-proxy.
+With the token, requests also get the reason of a failure, and are not limited for each host. Clients
 take the token from the environment variable GOFORWARD_REFLECTOR_TOKEN.
 
 If this host has a second public address, the reflector connects from that one, which proves more:
