@@ -380,9 +380,9 @@ how many requests there were. With -v, it logs each request to connect, with a p
 address. With --json, it prints objects.
 
 Without --cert, the reflector uses plain HTTP. A host that sees a request could then forge an
-arrival, and read a token: use TLS, or a reverse proxy that adds X-Forwarded-For, with --trust-proxy.
-With the token, requests also get the reason of a failure, and are not limited for each host. Clients
-take the token from the environment variable GOFORWARD_REFLECTOR_TOKEN.
+arrival, and read a token: use TLS, or a reverse proxy that adds X-Forwarded-For, with
+--trust-proxy. With the token, requests also get the reason of a failure, and are not limited
+for each host. Clients take the token from the environment variable GOFORWARD_REFLECTOR_TOKEN.
 
 If this host has a second public address, the reflector connects from that one, which proves more:
 a router may admit an address only because a request went to it. With --dial-from, it
