@@ -309,7 +309,7 @@ func TestReachReflectorFaultsService(t *testing.T) {
 			url := startFaultyReflectors(t, l, startHelpers(t, l.home, noHelpers))
 			l.want(t, c, "another program", "reflector:"+url("turncoat", six), fromOutside)
 			for name, says := range map[string]string{
-				"wrong-source": notReached, "source-of-the-lan": notReached, "from-another-address": notReached, "silent": notReached,
+				"wrong-source": notReached, "source-of-the-lan": "is behind a NAT and connects from ", "from-another-address": notReached, "silent": notReached,
 				"no-announcement": incomplete, "late-announcement": lateSource, "connected": `says "connected"`,
 				"echoed": "but nothing arrived", "address-of-another-host": "but at the address ", "page": noReply,
 			} {
