@@ -12,9 +12,11 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/dialback"
@@ -247,9 +249,9 @@ func (r *reflector) ask(ctx context.Context, m *reflection, endpoint string, pro
 	response, err := client.Do(request)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%s does not answer: %w", r.name, unwrapURL(err))
+		return fmt.Errorf("%s does not answer: %w", r.name, quotingError{unwrapURL(err)})
 	case err != nil:
-		return fmt.Errorf("%s cannot be asked: %w", r.name, unwrapURL(err))
+		return fmt.Errorf("%s cannot be asked: %w", r.name, quotingError{unwrapURL(err)})
 	}
 	defer func() { _ = response.Body.Close() }()
 	if response.StatusCode != http.StatusOK {
@@ -329,18 +331,39 @@ func (r *reflector) read(m *reflection, body io.Reader, probe dialback.Probe) er
 		m.mu.Unlock()
 	}
 	if err := lines.Err(); err != nil {
-		return fmt.Errorf("the reply of %s ends early: %w", r.name, err)
+		return fmt.Errorf("the reply of %s ends early: %w", r.name, quotingError{err})
 	}
 	return nil
 }
 
 // quote quotes the text of a helper.
-func quote(s string) string {
+func quote(s string) string { return strconv.Quote(cut(s)) }
+
+// cut returns the beginning of a text.
+func cut(s string) string {
 	if len(s) > maxQuote {
 		s = strings.ToValidUTF8(s[:maxQuote], "") + "…"
 	}
-	return fmt.Sprintf("%q", s)
+	return s
 }
+
+// quotingError is an error of a package that quotes what a helper sent, such as the header of the
+// reply or the names in a certificate. Its text is short and printable.
+type quotingError struct{ error }
+
+func (e quotingError) Error() string {
+	var b strings.Builder
+	for _, r := range cut(e.error.Error()) {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
+}
+
+func (e quotingError) Unwrap() error { return e.error }
 
 // tcpAddr returns the address of an endpoint, or the zero Addr.
 func tcpAddr(a net.Addr) netip.Addr {

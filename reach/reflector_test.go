@@ -15,6 +15,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode"
 
 	"github.com/natforward/goforward/internal/dialback"
 )
@@ -282,6 +283,32 @@ func TestReflectorRequest(t *testing.T) {
 	}
 	if got == nil || got.URL.Path != "/below/v1/probe" || got.Header.Get("Authorization") != "Bearer a token" || got.Header.Get("Content-Type") != "application/json" {
 		t.Errorf("the request is %+v", got)
+	}
+}
+
+// TestReflectorErrorText checks that an error of package net/http or crypto/tls is short and printable:
+// such errors have parts of the reply, and the names in the certificate.
+func TestReflectorErrorText(t *testing.T) {
+	t.Parallel()
+	hostile := "names \x1b[31m\u202e " + strings.Repeat("x", 10000)
+	r := Reflector(reflectorURL).(*reflector)
+	r.transport = &fakeReflector{err: errors.New(hostile)}
+	_, refused := r.Probe(t.Context(), testTarget, &stubCatcher{owner: OwnerProgram})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n"+hostile+"\r\n\r\n")
+		_ = conn.Close()
+	}))
+	defer server.Close()
+	_, malformed := Reflector(server.URL).Probe(t.Context(), testTarget, &stubCatcher{owner: OwnerProgram})
+	for _, err := range []error{refused, malformed} {
+		if err == nil || !strings.Contains(err.Error(), "names ") || len(err.Error()) > 2*maxQuote || strings.ContainsFunc(err.Error(), func(r rune) bool { return !unicode.IsPrint(r) }) {
+			t.Errorf("%.500q", err)
+		}
 	}
 }
 
