@@ -23,6 +23,9 @@ const Greeting = "GFWD1 "
 // NonceLength is the length of a nonce: 128 bits in base64url without padding.
 const NonceLength = 22
 
+// nonceBytes is the length of a nonce without the encoding.
+const nonceBytes = 16
+
 const (
 	// lead is the time between the announcement of the source and the first packet: the other
 	// host needs it to prepare.
@@ -39,8 +42,8 @@ const (
 // IsNonce reports whether a text can be a nonce. Other texts are never sent, so that the bytes are
 // of no use against a service that does not expect them.
 func IsNonce(s string) bool {
-	_, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	return len(s) == NonceLength && err == nil
+	b, err := base64.RawURLEncoding.Strict().DecodeString(s) // it skips the ends of lines
+	return len(s) == NonceLength && len(b) == nonceBytes && err == nil
 }
 
 // Call is one connection, or the datagrams to one port.

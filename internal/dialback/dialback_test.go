@@ -28,6 +28,7 @@ func TestIsNonce(t *testing.T) {
 	for s, ok := range map[string]bool{
 		nonce: true, want: true, "": false, nonce[:21]: false, nonce + "A": false, nonce[:21] + "\n": false,
 		"AAECAwQFBgcICQoLDA0OD/": false, nonce[:20] + "==": false, nonce[:21] + "x": false, // bits after the last byte
+		"AAAA\nFLUSHALL\nAAAAAAAA": false, nonce[:10] + "\r\n" + nonce[10:20]: false,
 	} {
 		if IsNonce(s) != ok {
 			t.Errorf("IsNonce(%q) is %v", s, !ok)

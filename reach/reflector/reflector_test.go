@@ -103,6 +103,7 @@ func TestInvalidRequests(t *testing.T) {
 		{"a negative port", post(body(`{"protocol":"tcp","port":-1}`)), 400},
 		{"a port as text", post(body(`{"protocol":"tcp","port":"80"}`)), 400},
 		{"other bytes as nonce", post(body(`{"protocol":"tcp","port":80,"nonce":"EHLO example.com\r\n...."}`)), 400},
+		{"lines as nonce", post(body(`{"protocol":"tcp","port":80,"nonce":"AAAA\nFLUSHALL\nAAAAAAAA"}`)), 400},
 		{"a short nonce", post(body(`{"protocol":"tcp","port":80,"nonce":"AAAA"}`)), 400},
 		{"another want", post(body(fmt.Sprintf(`{"protocol":"tcp","port":80,"nonce":%q,"want":"x"}`, nonce))), 400},
 		{"want is the nonce", post(body(fmt.Sprintf(`{"protocol":"tcp","port":80,"nonce":%q,"want":%q}`, nonce, nonce))), 400},
