@@ -25,8 +25,9 @@ func (h *Handler) Serve(ctx context.Context, ln net.Listener, config *tls.Config
 	srv := &http.Server{
 		Handler: h, Protocols: protocols, TLSConfig: config,
 		ReadHeaderTimeout: h.transfer, ReadTimeout: 2 * h.transfer, WriteTimeout: 2*h.transfer + h.window, IdleTimeout: h.transfer,
-		MaxHeaderBytes: maxHeader,
-		ErrorLog:       slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), // it would have whole addresses
+		MaxHeaderBytes:               maxHeader,
+		DisableGeneralOptionsHandler: true,                                                    // the limits would not apply to it
+		ErrorLog:                     slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), // it would have whole addresses
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			switch state {
 			case http.StateNew:

@@ -425,7 +425,7 @@ func TestAbsoluteURL(t *testing.T) {
 			t.Errorf("%s: %d %s", line, status, b)
 		}
 	}
-	for _, line := range []string{"CONNECT " + other + ":80", "GET http://" + other + "/", "OPTIONS http://" + other + "/v1/probe"} {
+	for _, line := range []string{"CONNECT " + other + ":80", "GET http://" + other + "/", "OPTIONS http://" + other + "/v1/probe", "OPTIONS *"} {
 		if status, b := exchange(t, at, line+" HTTP/1.1\r\nHost: "+other+"\r\n\r\n"); status < 400 {
 			t.Errorf("%s: %d %s", line, status, b)
 		}
