@@ -46,6 +46,8 @@ func (h *helper) arrived(t Target, e Evidence, at netip.Addr, a Arrival, begun t
 	switch from := a.From.Addr(); {
 	case !t.IsFromInternet(from) || from == at:
 		return e, fmt.Errorf("a connection by %s arrived from %v, which is not an address of the internet", h.name, a.From)
+	case backends.ScopeOf(at) != backends.ScopePublic: // the helper is in the network of the provider or of a VPN
+		return e, fmt.Errorf("a connection by %s arrived, but at %v, which is not a public address", h.name, at)
 	case at != external && backends.ScopeOf(external) == backends.ScopePublic:
 		return e, fmt.Errorf("a connection by %s arrived, but at the address %v: the router reports %v as its external address, which may be wrong", h.name, at, external)
 	}
@@ -62,9 +64,9 @@ func (h *helper) arrived(t Target, e Evidence, at netip.Addr, a Arrival, begun t
 // missed returns the evidence if nothing arrived. The helper had connected to the external port at
 // this address, by its own account, which is a sentence like "refused".
 func (h *helper) missed(t Target, e Evidence, at netip.Addr, said string) (Evidence, error) {
-	external := netip.AddrPortFrom(at, t.External.Port())
+	external, reported := netip.AddrPortFrom(at, t.External.Port()), t.External.Addr().Unmap()
 	switch reached := h.has(t.Protocol, external); {
-	case !reached && at != t.External.Addr().Unmap():
+	case at != reported && (!reached || backends.ScopeOf(reported) == backends.ScopePublic):
 		return e, fmt.Errorf("nothing arrived: %s says %s; it sees this host at %v, and the router reports %s as its external address", h.name, said, at, addressText(t.External.Addr()))
 	case !reached:
 		return e, fmt.Errorf("nothing arrived: %s says %s; it has not reached %v before, so it may be unable to", h.name, said, external)

@@ -107,6 +107,7 @@ func TestReflector(t *testing.T) {
 		"arrival at another address":   {f: fakeReflector{before: []string{dialing(otherExternal, reflectorAt)}}, arrives: reflectorAt, text: "the router reports 45.45.45.1"},
 		"arrival, private external":    {f: fakeReflector{before: []string{dialing(otherExternal, reflectorAt)}}, target: &private, arrives: reflectorAt, verdict: Reachable, external: "45.45.45.9:8080", text: "the router reports 10.1.2.3"},
 		"arrival, hidden external":     {f: fakeReflector{before: []string{dialing(otherExternal, reflectorAt)}}, target: &hidden, arrives: reflectorAt, verdict: Reachable, external: "45.45.45.9:8080"},
+		"arrival at no public address": {f: fakeReflector{before: []string{dialing("100.64.1.2", reflectorAt)}}, target: &hidden, arrives: reflectorAt, text: "100.64.1.2, which is not a public address"},
 		"arrival, unnamed address":     {f: fakeReflector{before: []string{`{"state":"dialing","protocol":"tcp","port":8080,"from":"8.8.8.8:1"}`}}, arrives: reflectorAt, text: "did not say at which address"},
 		"arrival from an unnamed host": {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, after: []string{done("echoed")}, silence: 100 * time.Millisecond}, arrives: "9.9.9.9:40122", text: `says "echoed", but nothing arrived`},
 		"arrival from the LAN":         {f: fakeReflector{before: []string{dialing(testExternal, "192.168.77.9:1")}, after: []string{done("echoed")}, silence: 100 * time.Millisecond}, arrives: "192.168.77.9:1", text: "not an address of the internet"},
@@ -195,8 +196,10 @@ func TestReflectorReachedBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &stubCatcher{owner: OwnerProgram}
 		r := Reflector(reflectorURL).(*reflector)
-		other := testTarget
+		other, hidden, changed := testTarget, testTarget, testTarget
 		other.External = netip.MustParseAddrPort("45.45.45.1:8081")
+		hidden.External = netip.AddrPortFrom(netip.Addr{}, 8080)
+		changed.External = netip.MustParseAddrPort("45.45.45.9:8080") // the request came from another address
 		for i, tt := range []struct {
 			target  Target
 			arrives bool
@@ -207,6 +210,8 @@ func TestReflectorReachedBefore(t *testing.T) {
 			{testTarget, true, 200, Reachable},
 			{testTarget, false, 200, Unreachable},
 			{other, false, 200, Unknown},
+			{hidden, false, 200, Unreachable},
+			{changed, false, 200, Unknown},
 			{testTarget, false, 500, Unknown},
 		} {
 			port := fmt.Sprint(tt.target.External.Port())
