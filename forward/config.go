@@ -93,12 +93,12 @@ type Config struct {
 	// the next renewal. The interval is at least one second.
 	CheckEvery time.Duration
 	// Verify are the probers that measure whether the internet reaches a mapping, such as
-	// reach.Reflector, reach.SSH, reach.STUN or reach.Path. They contact the hosts that they name. If there are
-	// any, each mapping is verified in the background after it is granted, after its endpoint
-	// changes, and every VerifyEvery: see EventVerified and EventUnreachable. A mapping that was
-	// proven reachable and no longer is gets deleted and requested again once. Verify in the
-	// background opens no port. Nil means the probers of reach.Default, which contact only the
-	// gateway, and no verification in the background unless VerifyEvery is set.
+	// reach.Reflector, reach.SSH, reach.STUN or reach.Path. They contact the hosts that they name. If
+	// there are any, each mapping is verified in the background after it is granted, after its endpoint
+	// changes, and every VerifyEvery: see EventVerified and EventUnreachable. A mapping that was proven
+	// reachable and no longer is gets deleted and requested again once. Verify in the background opens
+	// no port. Nil means the probers of reach.Default, which contact only the gateway, and no
+	// verification in the background unless VerifyEvery is set.
 	Verify []reach.Prober
 	// VerifyEvery is the interval of the verifications in the background, at least ten seconds.
 	// Zero means DefaultVerifyEvery if Verify has probers, and otherwise no verification in the

@@ -33,10 +33,10 @@ const (
 // of sockets.
 //
 // An inconclusive measurement is no error. Verify fails with ErrNoMapping if the mapping is not
-// granted at the moment, with ErrClosed after Close, and with the cause of the end of ctx. It
-// has no time limit of its own. For up to four ports, it takes at most 20 seconds, or 45 seconds with
-// reach.Reflector, reach.SSH or reach.STUN. It takes longer for more ports; with reach.Phone it takes up to
-// two minutes for each port.
+// granted at the moment, with ErrClosed after Close, and with the cause of the end of ctx. It has no
+// time limit of its own. For up to four ports, it takes at most 20 seconds, or 45 seconds with
+// reach.Reflector, reach.SSH or reach.STUN. It takes longer for more ports; with reach.Phone it
+// takes up to two minutes for each port.
 func (m *Mapping) Verify(ctx context.Context, probers ...reach.Prober) (reach.Result, error) {
 	ctx, end, err := m.forwarder.beginCall(ctx)
 	if err != nil {

@@ -2,13 +2,14 @@
 //
 // A gateway that grants a mapping only claims to forward the port. The grant says nothing about
 // whether a program listens, whether the firewall of this host admits connections, whether the
-// router really forwards them, and whether the provider lets them in. Each [Prober] measures a part of that:
+// router really forwards them, and whether the provider lets them in. Each [Prober] measures a part
+// of that:
 //
 //   - the table of sockets shows whether a program listens, and on which address;
 //   - [Router] makes the router connect to this host, which shows what this host's firewall does;
 //   - [Hairpin] connects to the external port from inside;
 //   - [Path] connects to the external port through another uplink of this host;
-//   - [Reflector] and [STUN] make a server of the internet connect to the external port;
+//   - [Reflector] makes a host of the internet connect to the external port;
 //   - [SSH] connects to the external port from a host on which the user has an account;
 //   - [Phone] asks a person to open a URL;
 //   - [STUN] lets a STUN server answer to the external port, from a second address;

@@ -87,9 +87,9 @@ func addressText(a netip.Addr) string {
 // errNoAddress means that a helper has no address of the family of a target.
 var errNoAddress = errors.New("no address of the family of the mapping")
 
-// dialHelper connects to a helper, from the address and through the interface of the mapping, so that the
-// helper sees the external address of the mapping. The source port is another one than the internal
-// port: a gateway may admit the helper's connection only because the port has sent to it.
+// dialHelper connects to a helper, from the address and through the interface of the mapping, so
+// that the helper sees the external address of the mapping. The source port is another one than the
+// internal port: a gateway may admit the helper's connection only because the port has sent to it.
 func dialHelper(ctx context.Context, t Target, network, host string) (net.Conn, error) {
 	d := net.Dialer{}
 	internal := t.Internal.Addr().Unmap()

@@ -51,10 +51,10 @@ const (
 // Evidence.External is the address that the reflector sees, which counts if the gateway's is not
 // public or not known. If the gateway reports another public address, the Verdict is Unknown.
 //
-// A gateway that admits every address to which any host of its network has sent lets the reflector in
-// while it keeps strangers out. A reflector that has a second address connects from that one, and is not
-// fooled. With http://, a host that sees the request knows the nonce, and can send it from a forged
-// address: prefer https://.
+// A gateway that admits every address to which any host of its network has sent lets the reflector
+// in while it keeps strangers out. A reflector that has a second address connects from that one, and
+// is not fooled. With http://, a host that sees the request knows the nonce, and can send it from a
+// forged address: prefer https://.
 func Reflector(address string, options ...ReflectorOption) Prober {
 	r := &reflector{helper: helper{name: withoutPassword(address)}, url: address, asking: make(chan struct{}, maxAsking)}
 	for _, o := range options {
@@ -187,7 +187,7 @@ func (m *reflection) isSource(from netip.Addr) bool {
 	return false
 }
 
-// isAnnounced reports whether the reflector has named this source before the connection arrived.
+// isAnnounced reports whether the reflector has named this source.
 func (m *reflection) isAnnounced(from netip.AddrPort) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -32,15 +32,17 @@ const (
 	maxHostName = 300
 )
 
-// SSH returns a prober that uses a host of the internet on which the user has an account: it connects from
-// there to the external port. The host is a name for the program ssh, such as "user@example.org" or
-// a name of ~/.ssh/config. The program must be installed here, and must be able to log in without
-// a question. It runs a script for sh, which uses the command goforward if that is installed there, and
-// otherwise bash. An arrival from a public address proves LevelInternet.
+// SSH returns a prober that uses a host of the internet on which the user has an account: it
+// connects from there to the external port. The host is a name for the program ssh, such as
+// "user@example.org" or a name of ~/.ssh/config. The program must be installed here, and must be
+// able to log in without a question. It runs a script for sh, which uses the command goforward if
+// that is installed there, and otherwise bash. An arrival from a public address proves
+// LevelInternet.
 //
-// The external address must be public. For a program that is not a forward.Listener or PacketConn, two TCP
-// connections in a row are recognized in the table of sockets by their source ports, which the host
-// names. That fails if a NAT in front of the host changes them. UDP then cannot be measured.
+// The external address must be public. For a program that is not a forward.Listener or PacketConn,
+// two TCP connections in a row are recognized in the table of sockets by their source ports, which
+// the host names. That fails if a NAT in front of the host changes them. UDP then cannot be
+// measured.
 //
 // A gateway that admits every address to which any host of its network has sent lets the host in
 // while it keeps strangers out.

@@ -41,11 +41,11 @@ const (
 // arrives proves LevelInternet. A missing answer is Unreachable only if this prober reached the same
 // external endpoint before and the server still answers, and otherwise Unknown.
 //
-// The server can answer from two endpoints. Afterwards the gateway may remember the packets from that
-// endpoint: it could admit others although the mapping no longer exists, or drop others although a
-// new mapping does. So this process uses each of them again for the same external endpoint only after
-// five minutes. If both were used, the Verdict is Unknown, and the error says for how long. There is
-// one exception: if an answer is missing, the absence of another one may confirm it.
+// The server can answer from two endpoints. The gateway may remember the packets from an endpoint: it
+// could admit later ones although the mapping no longer exists, or drop them although a new mapping
+// does. So this process uses each endpoint again for the same external endpoint only after five
+// minutes. If both were used, the Verdict is Unknown, and the error says for how long. There is one
+// exception: if an answer is missing, the absence of another one may confirm it.
 //
 // A wrong Reachable is possible in three cases. A host of the local network or on the path reads the
 // request and forges the answer, because STUN is not encrypted. The server goes on sending to the
@@ -144,7 +144,7 @@ func (p *stunProber) Probe(ctx context.Context, t Target, catcher Catcher) (Evid
 		again := s.exchange(ctx, stun.Request{ID: stun.NewID()}, rto, nil)
 		switch err := again.problem(); {
 		case err != nil:
-			return e, fmt.Errorf("nothing arrived, and %s answers no longer: %w", p.name, err)
+			return e, fmt.Errorf("nothing arrived, and %s no longer answers: %w", p.name, err)
 		case again.response.Mapped.Addr() != at:
 			return e, fmt.Errorf("nothing arrived, and %s sees this host at %v instead of %v now", p.name, again.response.Mapped.Addr(), at)
 		}

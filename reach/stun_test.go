@@ -249,7 +249,7 @@ func TestSTUN(t *testing.T) {
 		},
 		"goes away": {
 			set: func(s *stunServer) { s.forward = func(stunRequest, *stunConn) { s.plain = "" } },
-			err: "answers no longer", takes: 2 * stunTimeout, asks: 4,
+			err: "no longer answers", takes: 2 * stunTimeout, asks: 4,
 		},
 		"goes away with an ICMP error": {
 			set: func(s *stunServer) { s.forward = func(_ stunRequest, c *stunConn) { c.in <- nil } },

@@ -176,8 +176,8 @@ func (c Call) tcp(ctx context.Context, announce func(netip.AddrPort)) (Outcome, 
 	return Echoed, time.Since(begun), nil
 }
 
-// reserve returns a socket that has a local TCP endpoint which was free. What connects to it is reset when it is
-// closed.
+// reserve returns a socket that has a local TCP endpoint which was free. What connects to it is
+// reset when it is closed.
 func (c Call) reserve(ctx context.Context) (net.Listener, error) {
 	from := c.From
 	if !from.IsValid() { // the address that the kernel would choose; nothing is sent

@@ -141,8 +141,8 @@ func (home *HomeNet) JoinOutside(name, addr string) *Host {
 	return h
 }
 
-// JoinBehind adds a host behind a host of the router's external network, whose address is
-// translated to it one to one, for IPv4. The address is as in "10.9.9.2/24"; the host in front gets the address
+// JoinBehind adds a host behind a host of the router's external network, whose address is translated
+// to it one to one, for IPv4. The address is as in "10.9.9.2/24"; the host in front gets the address
 // before it.
 func (home *HomeNet) JoinBehind(t testing.TB, front *Host, name, addr string) *Host {
 	t.Helper()

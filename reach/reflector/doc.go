@@ -12,10 +12,11 @@
 //     is never a parameter, and it must be public, or in Config.Allow.
 //   - Strangers learn only whether the right nonce came back. Anything else is "silent", after
 //     exactly five seconds. Details require the token of the operator.
-//   - A probe sends 28 bytes to a TCP port, and at most three times 28 bytes to a UDP port. A request has
-//     more bytes. Ports whose services are often abused are prohibited.
-//   - Each IPv4 address and each IPv6 network of 56 bits can have 30 probes in an hour and two requests at once. All
-//     together can have ten probes per second and 64 at once. The memory for this is bounded.
+//   - A probe sends 28 bytes to a TCP port, and at most three times 28 bytes to a UDP port. A
+//     request has more bytes. Ports whose services are often abused are prohibited.
+//   - Each IPv4 address and each IPv6 network of 56 bits can have 30 probes in an hour and two
+//     requests at once. All together can have ten probes per second and 64 at once. The memory
+//     for this is bounded.
 //   - Slow clients are cut, and the number of connections is bounded.
 //   - Logs have addresses only at the level debug, and only their first 24 bits, or 48 bits for IPv6.
 //

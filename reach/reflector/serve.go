@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-// Serve serves the connections of a listener, with TLS if config is not nil, until ctx ends. Then
-// it lets running requests end, which takes a few seconds at most, closes the rest, and
-// returns nil after all goroutines have ended. If the listener fails, it returns the error. It always closes
-// the listener.
+// Serve serves the connections of a listener, with TLS if config is not nil, until ctx ends. Then it
+// lets running requests end, which takes a few seconds at most, closes the rest, and returns nil
+// after all goroutines have ended. If the listener fails, it returns the error. It always closes the
+// listener.
 func (h *Handler) Serve(ctx context.Context, ln net.Listener, config *tls.Config) error {
 	defer func() { _ = ln.Close() }() // a server with an unusable config does not do it
 	ln = &boundedListener{Listener: ln, isProxy: func(a netip.Addr) bool { return contains(h.config.TrustProxy, a) }, by: map[netip.Prefix]int{}}

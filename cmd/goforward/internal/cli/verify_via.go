@@ -174,8 +174,8 @@ var (
 	userName = lazyregexp.New(`^[\p{L}\p{N}_][\p{L}\p{N}_.+-]*$`)
 )
 
-// isHost reports whether a text is the IP address of a host or can be a host name. A host name does not begin
-// with "-": ssh would read an option.
+// isHost reports whether a text is the IP address of a host or can be a host name. A host name does
+// not begin with "-": ssh would read an option.
 func isHost(s string) bool {
 	if addr, err := netip.ParseAddr(s); err == nil {
 		return !addr.IsUnspecified() && !addr.IsMulticast()
