@@ -348,6 +348,31 @@ func TestSameInstant(t *testing.T) {
 	}
 }
 
+// TestLateAnswer checks that an answer after the result changes nothing, also for other probes.
+func TestLateAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHandler(t, Config{}, func(c dialback.Call, _ context.Context, announce func(netip.AddrPort)) (dialback.Outcome, time.Duration, error) {
+			if c.To.Port() == 82 {
+				time.Sleep(3 * time.Second)
+			}
+			announce(source)
+			time.Sleep(6 * time.Second) // the end of the context is noticed too late
+			return dialback.Echoed, 6 * time.Second, nil
+		})
+		w := newTimedReply()
+		h.ServeHTTP(w, post(body(tcpProbe(81), tcpProbe(82))))
+		var results []string
+		for _, line := range lines(t, w.Body) {
+			if line.State == dialback.StateDone {
+				results = append(results, fmt.Sprint(line.Port, line.Result))
+			}
+		}
+		if want := []string{"81silent", "82silent"}; !slices.Equal(results, want) {
+			t.Errorf("the results are %v, want %v", results, want)
+		}
+	})
+}
+
 // TestEchoed checks that an answer is reported at once, and that the reply is a stream that proxies do not keep.
 func TestEchoed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -50,6 +50,7 @@ func (s *stream) run(ctx context.Context) {
 	for i := range s.probes {
 		probes.Go(func() { s.probe(ctx, i, events) })
 	}
+	ended := make([]bool, len(s.probes)) // a result was written
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for left := len(s.probes); left > 0; {
@@ -60,6 +61,10 @@ func (s *stream) run(ctx context.Context) {
 		}
 		select {
 		case e := <-events:
+			if ended[e.probe] { // the answer came after the result
+				close(e.written)
+				continue
+			}
 			isDone := e.line.State == dialback.StateDone
 			if i := slices.IndexFunc(s.silent, func(q silence) bool { return q.probe == e.probe }); i >= 0 {
 				s.silent = slices.Delete(s.silent, i, i+1)
@@ -68,6 +73,7 @@ func (s *stream) run(ctx context.Context) {
 				return
 			}
 			if isDone {
+				ended[e.probe] = true
 				left--
 			} else if !s.isOperator {
 				s.silent = append(s.silent, silence{e.probe, time.Now().Add(s.h.window)})
@@ -76,6 +82,7 @@ func (s *stream) run(ctx context.Context) {
 		case <-timer.C:
 			q := s.silent[0]
 			s.silent = s.silent[1:]
+			ended[q.probe] = true
 			left--
 			if !s.write(s.done(q.probe, dialback.Silent)) {
 				return
