@@ -13,7 +13,7 @@ import (
 )
 
 // Serve serves the connections of a listener, with TLS if config is not nil, until ctx ends. Then it
-// lets running requests end, which takes a few seconds at most, closes the rest, and returns nil
+// lets running requests end, which takes ten seconds at most, closes the rest, and returns nil
 // after all goroutines have ended. If the listener fails, it returns the error. It always closes the
 // listener.
 func (h *Handler) Serve(ctx context.Context, ln net.Listener, config *tls.Config) error {
