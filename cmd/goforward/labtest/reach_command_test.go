@@ -9,7 +9,8 @@ import (
 )
 
 // TestCommandReflect verifies ports with goforward reflect on the wan host: one that a program uses,
-// one that no program uses, and one that the provider blocks after it was reached.
+// one that no program uses, one that map requests, and one that the provider blocks after it was
+// reached.
 func TestCommandReflect(t *testing.T) {
 	t.Parallel()
 	lab.Scenario(t, "cli: verify --via a reflector")
@@ -33,6 +34,15 @@ func TestCommandReflect(t *testing.T) {
 	verify(0, "tcp 45.45.45.1:8080 reachable", "verify", "8080", "--via", url)
 	verify(7, "udp 45.45.45.1:8081 unreachable", "verify", "8081/udp", "--via", url) // no program listens
 	verify(8, "tcp 45.45.45.1:8080 unknown", "verify", "8080", "--via", "http://45.45.45.2:9")
+	mapped := goforward(t, home.Lan, "map", "8080", "--verify="+url)
+	for _, want := range []string{"45.45.45.1:8080", "tcp 45.45.45.1:8080 reachable"} {
+		if got := mapped.readLine(); got != want {
+			t.Errorf("map: %q, want %q", got, want)
+		}
+	}
+	mapped.wantExit(0)
+	goforward(t, home.Lan, "unmap", "8080").wantExit(0)
+	wantRules(t, home, 0)
 	watched := goforward(t, home.Lan, "verify", "8080", "--via", url, "--every", "10", "--no-repair")
 	if got := watched.readLine(); got != "tcp 45.45.45.1:8080 reachable" {
 		t.Errorf("watched: %q", got)
