@@ -73,8 +73,9 @@ type Evidence struct {
 	// Method is the name of the prober, such as "router" or "path:wwan0", or "listening" or
 	// "visit".
 	Method string
-	// Protocol and External are the port that was measured. Its address is not the one of the
-	// Target if a helper saw another one, and the gateway's is not public or not known.
+	// Protocol and External are the port that was measured. The address is the one of the Target.
+	// But if a helper reached the port, and the gateway's address is not public or not known, it
+	// is the one that the helper saw.
 	Protocol backends.Protocol
 	External netip.AddrPort
 	// Verdict is Reachable if something arrived, Unreachable if it did not arrive although it

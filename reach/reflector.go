@@ -39,9 +39,10 @@ const (
 
 // Reflector returns a prober that asks a reflector to connect to the external port: a host of the
 // internet that runs goforward reflect or package reach/reflector. The URL begins with http:// or
-// https://. The prober sends the request from the address of the mapping and from another port,
-// and the reflector connects only to the source of the request. An arrival from a public address
-// proves LevelInternet. For a program that is not a forward.Listener or PacketConn, TCP is
+// https://, and has no user and no query; if it is invalid, each measurement fails with
+// backends.ErrInvalid. The prober sends the request from the address of the mapping and from another
+// port, and the reflector connects only to the source of the request. An arrival from a public
+// address proves LevelInternet. For a program that is not a forward.Listener or PacketConn, TCP is
 // recognized in the table of sockets by the source that the reflector has announced; UDP cannot be
 // measured.
 //
@@ -55,8 +56,8 @@ const (
 // in while it keeps strangers out. A reflector that has a second address connects from that one, and
 // is not fooled. With http://, a host that sees the request knows the nonce, and can send it from a
 // forged address: prefer https://.
-func Reflector(address string, options ...ReflectorOption) Prober {
-	r := &reflector{helper: helper{name: withoutPassword(address)}, url: address, asking: make(chan struct{}, maxAsking)}
+func Reflector(rawURL string, options ...ReflectorOption) Prober {
+	r := &reflector{helper: helper{name: withoutPassword(rawURL)}, url: rawURL, asking: make(chan struct{}, maxAsking)}
 	for _, o := range options {
 		if o != nil {
 			o(r)

@@ -36,8 +36,8 @@ const (
 // connects from there to the external port. The host is a name for the program ssh, such as
 // "user@example.org" or a name of ~/.ssh/config. The program must be installed here, and must be
 // able to log in without a question. It runs a script for sh, which uses the command goforward if
-// that is installed there, and otherwise bash. An arrival from a public address proves
-// LevelInternet.
+// that is installed there, and otherwise bash. If the name is invalid, each measurement fails
+// with backends.ErrInvalid. An arrival from a public address proves LevelInternet.
 //
 // The external address must be public. For a program that is not a forward.Listener or PacketConn,
 // two TCP connections in a row are recognized in the table of sockets by their source ports, which

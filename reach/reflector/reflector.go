@@ -75,7 +75,7 @@ type Stats struct {
 	Echoed uint64
 }
 
-// Handler is a reflector. Its methods may be called by several goroutines at once.
+// Handler is a reflector, made by New. Its methods may be called by several goroutines at once.
 type Handler struct {
 	config Config
 	token  [sha256.Size]byte
