@@ -73,6 +73,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 }
 
 func TestTCP(t *testing.T) {
+	t.Parallel()
 	services := []struct {
 		name  string
 		call  Call
