@@ -47,7 +47,7 @@ func (h *helper) arrived(t Target, e Evidence, at netip.Addr, a Arrival, begun t
 	case !t.IsFromInternet(from) || from == at:
 		return e, fmt.Errorf("a connection by %s arrived from %v, which is not an address of the internet", h.name, a.From)
 	case backends.ScopeOf(at) != backends.ScopePublic: // the helper is in the network of the provider or of a VPN
-		return e, fmt.Errorf("a connection by %s arrived, but at %v, which is not a public address", h.name, at)
+		return e, fmt.Errorf("a connection by %s arrived, but at the address %v, which is not public", h.name, at)
 	case at != external && backends.ScopeOf(external) == backends.ScopePublic:
 		return e, fmt.Errorf("a connection by %s arrived, but at the address %v: the router reports %v as its external address, which may be wrong", h.name, at, external)
 	}

@@ -107,7 +107,7 @@ func TestReflector(t *testing.T) {
 		"arrival at another address":   {f: fakeReflector{before: []string{dialing(otherExternal, reflectorAt)}}, arrives: reflectorAt, text: "the router reports 45.45.45.1"},
 		"arrival, private external":    {f: fakeReflector{before: []string{dialing(otherExternal, reflectorAt)}}, target: &private, arrives: reflectorAt, verdict: Reachable, external: "45.45.45.9:8080", text: "the router reports 10.1.2.3"},
 		"arrival, hidden external":     {f: fakeReflector{before: []string{dialing(otherExternal, reflectorAt)}}, target: &hidden, arrives: reflectorAt, verdict: Reachable, external: "45.45.45.9:8080"},
-		"arrival at no public address": {f: fakeReflector{before: []string{dialing("100.64.1.2", reflectorAt)}}, target: &hidden, arrives: reflectorAt, text: "100.64.1.2, which is not a public address"},
+		"arrival at no public address": {f: fakeReflector{before: []string{dialing("100.64.1.2", reflectorAt)}}, target: &hidden, arrives: reflectorAt, text: "at the address 100.64.1.2, which is not public"},
 		"arrival, unnamed address":     {f: fakeReflector{before: []string{`{"state":"dialing","protocol":"tcp","port":8080,"from":"8.8.8.8:1"}`}}, arrives: reflectorAt, text: "did not say at which address"},
 		"arrival from an unnamed host": {f: fakeReflector{before: []string{dialing(testExternal, reflectorAt)}, after: []string{done("echoed")}, silence: 100 * time.Millisecond}, arrives: "9.9.9.9:40122", text: `says "echoed", but nothing arrived`},
 		"arrival from the LAN":         {f: fakeReflector{before: []string{dialing(testExternal, "192.168.77.9:1")}, after: []string{done("echoed")}, silence: 100 * time.Millisecond}, arrives: "192.168.77.9:1", text: "not an address of the internet"},
