@@ -174,18 +174,17 @@ type reflection struct {
 }
 
 // isSource reports whether a connection from this address may be the reflector's, so that its first
-// bytes are examined. All others are left to the program.
+// bytes are examined. All others are left to the program. The announcement may arrive after the
+// connection: until then, the reflector may have any address of the internet.
 func (m *reflection) isSource(from netip.Addr) bool {
 	m.mu.Lock()
 	contacted, source := m.contacted, m.announced.From.Addr()
 	m.mu.Unlock()
-	switch {
-	case from == contacted, from == source:
+	if from == contacted || from == source {
 		return true
-	case source.IsValid() && backends.ScopeOf(source) != backends.ScopePublic: // the reflector is behind a NAT
-		return m.target.IsFromInternet(from)
 	}
-	return false
+	isBehindNAT := source.IsValid() && backends.ScopeOf(source) != backends.ScopePublic
+	return (!source.IsValid() || isBehindNAT) && m.target.IsFromInternet(from)
 }
 
 // isAnnounced reports whether the reflector has named this source.
@@ -212,7 +211,7 @@ func (r *reflector) silent(t Target, e Evidence, m *reflection, owner Owner, err
 		return e, err
 	case result.Result == "" || !announced.Address.IsValid():
 		return e, fmt.Errorf("%s did not complete its reply", r.name)
-	case between < shortestSilence: // a connection was not recognized if it arrived before the announcement
+	case between < shortestSilence: // a connection of another program is not recognized without the announcement
 		return e, fmt.Errorf("%s or a proxy in front of it announced the source of its connection only at the end of its reply", r.name)
 	case owner == OwnerOther && backends.ScopeOf(announced.From.Addr()) != backends.ScopePublic:
 		return e, fmt.Errorf("%s is behind a NAT and connects from %v, so its connection to another program cannot be recognized: stop the program on the port during the measurement", r.name, announced.From.Addr())

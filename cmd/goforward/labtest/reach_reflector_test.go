@@ -88,7 +88,7 @@ func TestReachReflectorProxy(t *testing.T) {
 		}
 		// The reflector connects to the proxy.
 		l.want(t, c, "a proxy on another host that is not trusted", prober(otherAddrs(84)), unknown, "sees this host at 45.45.45.9", l.targets[c.six].External.Addr().String())
-		l.want(t, c, "a proxy on another host that buffers", prober(otherAddrs(85)), unknown, lateSource)
+		l.want(t, c, "a proxy on another host that buffers", prober(otherAddrs(85)), fromOutside)
 	}
 }
 
