@@ -3,6 +3,7 @@ package reach
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -52,5 +53,19 @@ func TestDialHelperContacts(t *testing.T) {
 	_ = conn.Close()
 	if !contacted.has(host) {
 		t.Errorf("%v is not remembered", host)
+	}
+}
+
+// TestArrivedFromContacted checks that the evidence says if this host has sent to the source of an
+// arrival: a gateway may admit only such addresses.
+func TestArrivedFromContacted(t *testing.T) {
+	t.Parallel()
+	asked, stranger := netip.MustParseAddrPort("9.9.9.10:4000"), netip.MustParseAddrPort("9.9.9.11:4000")
+	contacted.add(asked.Addr())
+	for from, want := range map[netip.AddrPort]bool{asked: true, stranger: false} {
+		e, err := (&helper{name: "helper"}).arrived(testTarget, Evidence{}, testTarget.External.Addr(), Arrival{From: from, At: time.Now()}, time.Now())
+		if err != nil || strings.Contains(e.Detail, "to which this host has sent") != want {
+			t.Errorf("from %v: %q, %v", from, e.Detail, err)
+		}
 	}
 }

@@ -30,7 +30,7 @@ func (h *helper) check(t Target, catcher Catcher) error {
 	case err != nil:
 		return err // a connection or datagram would only disturb the program
 	case t.External.Port() == 0:
-		return checkExternal(t)
+		return fmt.Errorf("%w: the external port is not known", backends.ErrUnsupported)
 	case t.External.Addr().IsValid():
 		return checkReal(t)
 	case t.Gateway.IsLoopback():
@@ -55,6 +55,9 @@ func (h *helper) arrived(t Target, e Evidence, at netip.Addr, a Arrival, begun t
 	e.External = netip.AddrPortFrom(at, t.External.Port())
 	h.add(t.Protocol, e.External)
 	e.Detail = fmt.Sprintf("a connection by %s arrived, from %v", h.name, e.From)
+	if contacted.has(e.From.Addr()) { // a gateway may admit only such addresses
+		e.Detail += ", an address to which this host has sent"
+	}
 	if external.IsValid() && at != external {
 		e.Detail += fmt.Sprintf("; the router reports %v as its external address", external)
 	}

@@ -230,6 +230,7 @@ func (c Call) udp(ctx context.Context, announce func(netip.AddrPort)) (Outcome, 
 			}
 			if err != nil { // an ICMP error; the next datagram still waits its turn
 				outcome = Refused
+				wait(ctx, 10*time.Millisecond) // the error may persist
 				continue
 			}
 			if c.Want != "" && string(buf[:n]) == Greeting+c.Want {

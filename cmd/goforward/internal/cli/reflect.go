@@ -336,6 +336,9 @@ func (a *app) printCounts(begun time.Time, s reflector.Stats) {
 	if a.settings.json {
 		a.printJSON(reflectedRecord{"reflected", jsonTime(now), jsonTime(begun), s.Requests, s.Refused, s.Limited, s.Busy, s.Probes, s.Echoed})
 	}
+	if a.settings.verbosity > 0 {
+		return // the log has the counts
+	}
 	a.messagef("%s Since %s: %d requests, of which %d were refused, %d were too many of a host and %d too many of all; %d probes, of which %d were echoed.\n",
 		clockText(now), begun.Local().Format(time.DateTime), s.Requests, s.Refused, s.Limited, s.Busy, s.Probes, s.Echoed)
 }
