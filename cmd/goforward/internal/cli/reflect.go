@@ -57,12 +57,20 @@ func (a *app) reflectCommand() *cobra.Command {
 					return usagef("reflect uses no gateway: --%s has no meaning here", name)
 				}
 			}
+			for _, name := range fileFlags {
+				if f := cmd.Flags().Lookup(name); f.Changed && f.Value.String() == "" { // an empty variable of a script must not switch TLS off
+					return usagef("--%s names no file", name)
+				}
+			}
 			return a.reflect(cmd.Context(), &rf)
 		},
 	}
 	rf.register(cmd)
 	return cmd
 }
+
+// fileFlags are the flags of reflect that name a file.
+var fileFlags = []string{"token-file", "cert", "key"}
 
 // register adds the flags to reflect.
 func (rf *reflectFlags) register(cmd *cobra.Command) {
@@ -90,7 +98,7 @@ func (rf *reflectFlags) register(cmd *cobra.Command) {
 	f.StringVar(&rf.tokenFile, "token-file", "", "the first line of this `FILE` is the token that gives details")
 	f.StringVar(&rf.certFile, "cert", "", "use TLS, with the certificate in this `FILE`; a renewed one is read again")
 	f.StringVar(&rf.keyFile, "key", "", "`FILE` with the private key of --cert")
-	for _, name := range []string{"token-file", "cert", "key"} {
+	for _, name := range fileFlags {
 		_ = cmd.RegisterFlagCompletionFunc(name, completeFiles)
 	}
 	for _, name := range []string{"listen", "dial-from"} {

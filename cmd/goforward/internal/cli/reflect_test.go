@@ -102,6 +102,8 @@ func TestReflectErrors(t *testing.T) {
 		{"--cert " + cert + " --key " + dir, exitUsage, "is not a regular file"},
 		{"--cert " + cert + " --key " + otherKey, exitUsage, "--cert, --key: tls: private key does not match"},
 		{"--token-file " + filepath.Join(dir, "missing"), exitUsage, "--token-file: "},
+		{"--token-file=", exitUsage, "--token-file names no file"},
+		{"--cert= --key=", exitUsage, "--cert names no file"},
 		{"--token-file " + dir, exitUsage, "is not a regular file"},
 		{"-g 192.168.1.1", exitUsage, "reflect uses no gateway: --gateway has no meaning here"},
 		{"8080", exitUsage, "reflect takes no arguments"},
