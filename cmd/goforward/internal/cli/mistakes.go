@@ -19,7 +19,7 @@ import (
 var mistakes = []func(*commandLine) string{
 	(*commandLine).missingMap, (*commandLine).nearCommand,
 	(*commandLine).singleDash, (*commandLine).portFlag, (*commandLine).nearFlag,
-	(*commandLine).protocolFirst, (*commandLine).nearProtocol, (*commandLine).severalPorts, (*commandLine).halfPair, (*commandLine).portRange, (*commandLine).lifetimeZero,
+	(*commandLine).viaAsPort, (*commandLine).protocolFirst, (*commandLine).nearProtocol, (*commandLine).severalPorts, (*commandLine).halfPair, (*commandLine).portRange, (*commandLine).lifetimeZero,
 }
 
 // commandLine is an invalid command line.
@@ -178,6 +178,32 @@ func (c *commandLine) nearFlag() string {
 // isPort reports whether the error may concern the ports of map or unmap.
 func (c *commandLine) isPort() bool {
 	return (c.cmd.Name() == "map" || c.cmd.Name() == "unmap") && strings.Contains(c.text, "port")
+}
+
+// viaAsPort recognizes a way to connect from the internet that is not the value of its flag, as in
+// map 8080 --verify ssh:vps.
+func (c *commandLine) viaAsPort() string {
+	flag := ""
+	switch {
+	case c.cmd.Flags().Lookup("via") != nil:
+		flag = "--via "
+	case c.cmd.Flags().Lookup("verify") != nil:
+		flag = "--verify="
+	default:
+		return ""
+	}
+	for i, arg := range c.args {
+		if strings.HasPrefix(arg, "-") || i > 0 && strings.HasPrefix(c.args[i-1], "-") && c.takesNext(c.args[i-1]) {
+			continue
+		}
+		if _, err := parsePortArg(arg); err == nil {
+			continue
+		}
+		if _, err := parseVia(arg); err == nil {
+			return "did you mean " + flag + arg + "?"
+		}
+	}
+	return ""
 }
 
 // protocolFirst recognizes tcp/8080.
