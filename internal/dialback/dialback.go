@@ -182,6 +182,9 @@ func (c Call) reserve(ctx context.Context) (net.Listener, error) {
 	from := c.From
 	if !from.IsValid() { // the address that the kernel would choose; nothing is sent
 		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(c.To))
+		if op, ok := errors.AsType[*net.OpError](err); ok { // without the word udp
+			return nil, fmt.Errorf("no route to %v: %w", c.To.Addr(), op.Err)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -306,6 +306,15 @@ func TestInvalid(t *testing.T) {
 	}
 }
 
+// TestNoRoute checks that the error does not name UDP, by which the source of a TCP connection is found.
+func TestNoRoute(t *testing.T) {
+	call := Call{Protocol: backends.TCP, To: netip.MustParseAddrPort("[fe80::1%no-interface]:9")}
+	outcome, _, err := call.Do(within(t, time.Minute), func(netip.AddrPort) { t.Error("announced") })
+	if outcome != "" || err == nil || strings.Contains(err.Error(), "udp") || !strings.Contains(err.Error(), "no route to fe80::1%no-interface: ") {
+		t.Errorf("%v, %v", outcome, err)
+	}
+}
+
 // TestCancel checks that a call ends at once with its context, at any point, and does not report
 // an outcome that was not observed.
 func TestCancel(t *testing.T) {
