@@ -73,6 +73,10 @@ func TestReflectorUnit(t *testing.T) {
 	if !strings.Contains(recipe(t, "token.conf"), "\nLoadCredential=token:") {
 		t.Error("the token is no credential")
 	}
+	// systemctl edit writes override.conf, whose command line must be the last one: it may have --cert.
+	if installed := regexp.MustCompile(`/goforward-reflect\.service\.d/(\S+)`).FindStringSubmatch(recipe(t, "README.md")); installed == nil || installed[1] >= "override.conf" {
+		t.Errorf("token.conf is installed as %q, which does not come before override.conf", installed)
+	}
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
 		t.Skip("this host has no systemd-analyze")
