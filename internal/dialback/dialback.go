@@ -81,7 +81,8 @@ const (
 
 // Do makes the call. Before it sends anything to the port, it passes its source to announce, which
 // may be nil. Do ends with ctx at the latest, which must have a deadline; the end of the deadline
-// is no error. An error means that the call was not possible, or that ctx was cancelled.
+// is no error, unless nothing was sent before. An error means that the call was not possible, or that
+// ctx was cancelled.
 func (c Call) Do(ctx context.Context, announce func(from netip.AddrPort)) (Outcome, time.Duration, error) {
 	switch {
 	case !c.To.IsValid() || c.To.Port() == 0:

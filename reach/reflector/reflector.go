@@ -30,7 +30,7 @@ const MinToken = 16
 
 const (
 	maxBody   = 4 << 10
-	maxHeader = 8 << 10
+	maxHeader = 4 << 10 // net/http adds 4 KiB
 )
 
 // Config is the configuration of a Handler. The zero Config is valid: it serves public addresses

@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -28,7 +29,10 @@ func (a *app) probeCommand() *cobra.Command {
 		Args:              checkProbeArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var err error
+			err := checkNoGateway(cmd)
+			if err != nil {
+				return err
+			}
 			if call.To, call.Protocol, err = parseProbe(args[0]); err != nil {
 				return err
 			}
@@ -67,7 +71,7 @@ func parseProbe(s string) (to netip.AddrPort, p backends.Protocol, err error) {
 	p = backends.TCP
 	if named {
 		if p, err = backends.ParseProtocol(strings.ToLower(name)); err != nil || p != backends.TCP && p != backends.UDP {
-			return to, p, usagef("probe connects to TCP and UDP ports, not %s", name)
+			return to, p, usagef("probe connects to TCP and UDP ports, not %q", name)
 		}
 	}
 	to, err = netip.ParseAddrPort(endpoint)
@@ -107,6 +111,8 @@ func (a *app) probe(ctx context.Context, call dialback.Call) error {
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case errors.Is(err, context.DeadlineExceeded):
+		return usagef("the time was over before the connection began: want --timeout of more than 100ms")
 	case err != nil:
 		return err
 	case a.settings.json:

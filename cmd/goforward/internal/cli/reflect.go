@@ -52,10 +52,8 @@ func (a *app) reflectCommand() *cobra.Command {
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, name := range []string{"gateway", "interface", "source", "igd-url", "backend", "fresh", "timeout"} {
-				if cmd.Flags().Changed(name) {
-					return usagef("reflect uses no gateway: --%s has no meaning here", name)
-				}
+			if err := checkNoGateway(cmd, "source", "timeout"); err != nil {
+				return err
 			}
 			for _, name := range fileFlags {
 				if f := cmd.Flags().Lookup(name); f.Changed && f.Value.String() == "" { // an empty variable of a script must not switch TLS off
@@ -71,6 +69,17 @@ func (a *app) reflectCommand() *cobra.Command {
 
 // fileFlags are the flags of reflect that name a file.
 var fileFlags = []string{"token-file", "cert", "key"}
+
+// checkNoGateway returns an error if a flag about the gateway, or one of these, is given for a command
+// that uses no gateway.
+func checkNoGateway(cmd *cobra.Command, more ...string) error {
+	for _, name := range append([]string{"gateway", "interface", "igd-url", "backend", "fresh"}, more...) {
+		if cmd.Flags().Changed(name) {
+			return usagef("%s uses no gateway: --%s has no meaning here", cmd.Name(), name)
+		}
+	}
+	return nil
+}
 
 // register adds the flags to reflect.
 func (rf *reflectFlags) register(cmd *cobra.Command) {
