@@ -17,8 +17,8 @@ import (
 // to the external endpoint. Only what arrives here counts. What the host says about it is quoted,
 // and proves nothing.
 type helper struct {
-	name string
-	reached
+	name    string
+	reached reached
 }
 
 // Name implements Prober.
@@ -53,7 +53,7 @@ func (h *helper) arrived(t Target, e Evidence, at netip.Addr, a Arrival, begun t
 	}
 	e.Verdict, e.From, e.At, e.RTT = Reachable, a.From, a.At, a.At.Sub(begun)
 	e.External = netip.AddrPortFrom(at, t.External.Port())
-	h.add(t.Protocol, e.External)
+	h.reached.add(t.Protocol, e.External)
 	e.Detail = fmt.Sprintf("a connection by %s arrived, from %v", h.name, e.From)
 	if contacted.has(e.From.Addr()) { // a gateway may admit only such addresses
 		e.Detail += ", an address to which this host has sent"
@@ -68,10 +68,10 @@ func (h *helper) arrived(t Target, e Evidence, at netip.Addr, a Arrival, begun t
 // this address, by its own account, which is a sentence like "refused".
 func (h *helper) missed(t Target, e Evidence, at netip.Addr, said string) (Evidence, error) {
 	external, reported := netip.AddrPortFrom(at, t.External.Port()), t.External.Addr().Unmap()
-	switch reached := h.has(t.Protocol, external); {
-	case at != reported && (!reached || backends.ScopeOf(reported) == backends.ScopePublic):
+	switch isReached := h.reached.has(t.Protocol, external); {
+	case at != reported && (!isReached || backends.ScopeOf(reported) == backends.ScopePublic):
 		return e, fmt.Errorf("nothing arrived: %s says %s; it sees this host at %v, and the router reports %s as its external address", h.name, said, at, addressText(t.External.Addr()))
-	case !reached:
+	case !isReached:
 		return e, fmt.Errorf("nothing arrived: %s says %s; it has not reached %v before, so it may be unable to", h.name, said, external)
 	}
 	e.Verdict = Unreachable

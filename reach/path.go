@@ -21,8 +21,8 @@ import (
 func Path(iface string) Prober { return &path{iface: iface} }
 
 type path struct {
-	iface string
-	reached
+	iface   string
+	reached reached
 }
 
 // Name implements Prober.
@@ -52,7 +52,7 @@ func (p *path) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 	case a.err == nil && !t.IsFromInternet(a.arrival.From.Addr()):
 		return e, fmt.Errorf("a connection through %s arrived from %v, which is not an address of the internet", p.iface, a.arrival.From)
 	case a.err == nil:
-		p.add(t.Protocol, t.External)
+		p.reached.add(t.Protocol, t.External)
 		e.Verdict, e.From, e.At, e.RTT = Reachable, a.arrival.From, a.arrival.At, a.rtt
 		e.Detail = fmt.Sprintf("a connection through %s arrived, from %v", p.iface, e.From)
 		return e, nil
@@ -65,7 +65,7 @@ func (p *path) Probe(ctx context.Context, t Target, catcher Catcher) (Evidence, 
 	case err != nil:
 		return e, fmt.Errorf("through %s: %w; the uplink may be the cause, because an ICMP echo request cannot be sent there: %w", p.iface, a.err, err)
 	}
-	if !p.has(t.Protocol, t.External) {
+	if !p.reached.has(t.Protocol, t.External) {
 		return e, fmt.Errorf("through %s: %w, although the router replies to an ICMP echo request there: the port may be blocked, or %s cannot be used to measure it", p.iface, a.err, p.iface)
 	}
 	e.Verdict = Unreachable
