@@ -87,6 +87,12 @@ func addressText(a netip.Addr) string {
 	return a.String()
 }
 
+// endpointOf returns an endpoint of package net, or the zero AddrPort if that is not an IP endpoint.
+func endpointOf(a net.Addr) netip.AddrPort {
+	at, _ := netip.ParseAddrPort(a.String())
+	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+}
+
 // errNoAddress means that a helper has no address of the family of a target.
 var errNoAddress = errors.New("no address of the family of the mapping")
 

@@ -167,7 +167,7 @@ type reflection struct {
 	target Target
 
 	mu        sync.Mutex
-	contacted netip.Addr    // of the reflector
+	asked     netip.Addr    // of the reflector
 	announced dialback.Line // the zero Line until it arrives
 	result    dialback.Line // the same
 	between   time.Duration // from the one to the other
@@ -178,9 +178,9 @@ type reflection struct {
 // connection: until then, the reflector may have any address of the internet.
 func (m *reflection) isSource(from netip.Addr) bool {
 	m.mu.Lock()
-	contacted, source := m.contacted, m.announced.From.Addr()
+	asked, source := m.asked, m.announced.From.Addr()
 	m.mu.Unlock()
-	if from == contacted || from == source {
+	if from == asked || from == source {
 		return true
 	}
 	isBehindNAT := source.IsValid() && backends.ScopeOf(source) != backends.ScopePublic
@@ -271,7 +271,7 @@ func (m *reflection) transport() *http.Transport {
 			conn, err := dialHelper(ctx, m.target, "tcp", host)
 			if err == nil {
 				m.mu.Lock()
-				m.contacted = tcpAddr(conn.RemoteAddr())
+				m.asked = endpointOf(conn.RemoteAddr()).Addr()
 				m.mu.Unlock()
 			}
 			return conn, err
@@ -364,9 +364,3 @@ func (e quotingError) Error() string {
 }
 
 func (e quotingError) Unwrap() error { return e.error }
-
-// tcpAddr returns the address of an endpoint, or the zero Addr.
-func tcpAddr(a net.Addr) netip.Addr {
-	at, _ := netip.ParseAddrPort(a.String())
-	return at.Addr().Unmap()
-}

@@ -217,13 +217,8 @@ func (p *stunProber) open(ctx context.Context, t Target) (*stunSession, error) {
 	if err != nil {
 		return nil, err
 	}
-	server, err := netip.ParseAddrPort(conn.RemoteAddr().String())
-	if err != nil {
-		_ = conn.Close()
-		return nil, err
-	}
 	s := &stunSession{
-		conn: conn, server: netip.AddrPortFrom(server.Addr().Unmap(), server.Port()),
+		conn: conn, server: endpointOf(conn.RemoteAddr()),
 		responses: make(chan stunResponse), closed: make(chan struct{}),
 	}
 	s.reading.Go(s.read)
