@@ -431,3 +431,13 @@ func TestAbsoluteURL(t *testing.T) {
 		}
 	}
 }
+
+// TestLongHeader checks the limit of the header, which is 8 KiB in all.
+func TestLongHeader(t *testing.T) {
+	at := start(t, newHandler(t, loopback, nil))
+	for size, want := range map[int]int{7 << 10: http.StatusOK, 9 << 10: http.StatusRequestHeaderFieldsTooLarge} {
+		if status, b := exchange(t, at, "GET /v1/ip HTTP/1.1\r\nHost: x\r\nX: "+strings.Repeat("x", size)+"\r\n\r\n"); status != want {
+			t.Errorf("%d bytes: %d %s", size, status, b)
+		}
+	}
+}
