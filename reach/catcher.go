@@ -14,6 +14,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/catch"
+	"github.com/natforward/goforward/internal/ctxsync"
 	"github.com/natforward/goforward/internal/errno"
 	"github.com/natforward/goforward/internal/netbind"
 )
@@ -251,7 +252,7 @@ func (p *Port) accept() {
 				return
 			}
 			p.missed(fmt.Errorf("a connection could not be accepted: %w", err)) // for example, too many open files
-			if sleep(p.ctx, pollInterval) != nil {
+			if ctxsync.Sleep(p.ctx, pollInterval) != nil {
 				return
 			}
 			continue
@@ -285,7 +286,7 @@ func (p *Port) readDatagrams() {
 		case errors.Is(err, net.ErrClosed), p.ctx.Err() != nil:
 			return
 		case err != nil: // for example, an ICMP error for an answer
-			if sleep(p.ctx, pollInterval) != nil {
+			if ctxsync.Sleep(p.ctx, pollInterval) != nil {
 				return
 			}
 			continue
@@ -298,7 +299,7 @@ func (p *Port) readDatagrams() {
 
 // pollTable reports the connections of another program's socket until ctx ends.
 func (p *Port) pollTable(ctx context.Context) {
-	for sleep(ctx, pollInterval) == nil {
+	for ctxsync.Sleep(ctx, pollInterval) == nil {
 		for _, remote := range p.connections() {
 			p.queue.Seen(remote)
 		}

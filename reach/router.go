@@ -16,6 +16,7 @@ import (
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/backends/upnp"
 	"github.com/natforward/goforward/discover/ssdp"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 const (
@@ -352,7 +353,7 @@ func (t Target) searchFromPort(ctx context.Context, catcher Catcher, e *Evidence
 		return err
 	case a.From.IsValid():
 		if catcher.Owner() == OwnerProgram {
-			_ = sleep(ctx, maxDelay) // the other answers
+			_ = ctxsync.Sleep(ctx, maxDelay) // the other answers
 		}
 		return t.arrived(e, a, begun)
 	case t.answersSearch(ctx):

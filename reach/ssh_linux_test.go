@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // sshFar is the fake ssh for a login that works, on a host whose processes do not end with ssh.
@@ -48,7 +49,7 @@ func awaitProcesses(t *testing.T, is func(names []string) bool) {
 		if time.Since(begun) > 20*time.Second {
 			t.Fatalf("the processes are %q", names)
 		}
-		_ = sleep(t.Context(), pollInterval)
+		_ = ctxsync.Sleep(t.Context(), pollInterval)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 // sampleInterval is the pause before a measurement that failed is repeated. A fault that ends
@@ -60,7 +61,7 @@ func Verify(ctx context.Context, t Target, catcher Catcher, probers ...Prober) R
 	if len(again) > 0 {
 		err := errProven
 		if !slices.ContainsFunc(first, provesInternet) {
-			err = sleep(ctx, sampleInterval)
+			err = ctxsync.Sleep(ctx, sampleInterval)
 		}
 		if err != nil {
 			for _, i := range again {
@@ -242,18 +243,6 @@ var arrivedText = [...]string{
 	LevelLAN:      "packets of the router arrived",
 	LevelRouter:   "a connection to the external port arrived",
 	LevelInternet: "a connection from the internet arrived",
-}
-
-// sleep waits. It returns the cause if ctx ends first.
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 // FailsHere reports whether a port is unreachable because of this host: no program listens, or the

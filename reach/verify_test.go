@@ -13,6 +13,7 @@ import (
 
 	"github.com/natforward/goforward/backends"
 	"github.com/natforward/goforward/internal/catch"
+	"github.com/natforward/goforward/internal/ctxsync"
 )
 
 var testTarget = Target{
@@ -53,7 +54,7 @@ func (p *stubProber) Name() string { return p.name }
 func (p *stubProber) Probe(ctx context.Context, _ Target, _ Catcher) (Evidence, error) {
 	i := min(p.calls, len(p.results)-1)
 	p.calls++
-	if err := sleep(ctx, p.takes); err != nil {
+	if err := ctxsync.Sleep(ctx, p.takes); err != nil {
 		p.ended = err
 		return Evidence{}, err
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/natforward/goforward/backends"
+	"github.com/natforward/goforward/internal/ctxsync"
 	"github.com/natforward/goforward/internal/errno"
 )
 
@@ -119,14 +120,7 @@ func start(ctx context.Context, announce func(netip.AddrPort), from net.Addr) er
 		return err
 	}
 	announce(netip.AddrPortFrom(at.Addr().Unmap(), at.Port()))
-	timer := time.NewTimer(lead)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return ctxsync.Sleep(ctx, lead)
 }
 
 func (c Call) tcp(ctx context.Context, announce func(netip.AddrPort)) (Outcome, time.Duration, error) {
@@ -160,14 +154,14 @@ func (c Call) tcp(ctx context.Context, announce func(netip.AddrPort)) (Outcome, 
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	if c.Nonce == "" {
 		_, _ = io.CopyN(io.Discard, conn, 1<<10) // the end of the connection is of no interest
-		wait(ctx, hold-time.Since(begun)+rtt)
+		_ = ctxsync.Sleep(ctx, hold-time.Since(begun)+rtt)
 		return Connected, rtt, nil
 	}
 	if _, err := io.WriteString(conn, Greeting+c.Nonce); err != nil {
 		return Connected, rtt, nil //nolint:nilerr // the port reset the connection
 	}
 	if c.Want == "" {
-		wait(ctx, hold)
+		_ = ctxsync.Sleep(ctx, hold)
 		return Connected, rtt, nil
 	}
 	answer := make([]byte, len(Greeting)+NonceLength)
@@ -234,7 +228,7 @@ func (c Call) udp(ctx context.Context, announce func(netip.AddrPort)) (Outcome, 
 			}
 			if err != nil { // an ICMP error; the next datagram still waits its turn
 				outcome = Refused
-				wait(ctx, 10*time.Millisecond) // the error may persist
+				_ = ctxsync.Sleep(ctx, 10*time.Millisecond) // the error may persist
 				continue
 			}
 			if c.Want != "" && string(buf[:n]) == Greeting+c.Want {
@@ -253,13 +247,3 @@ func isTimeout(err error) bool {
 
 // isOver reports whether ctx has ended.
 func isOver(ctx context.Context) bool { return ctx.Err() != nil }
-
-// wait waits, until ctx ends at the latest.
-func wait(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-}
